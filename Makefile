@@ -1,0 +1,72 @@
+# Everything runs in .venv, which is made when it is missing or older than pyproject.toml: each target works alone.
+.DELETE_ON_ERROR:
+.SUFFIXES:
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+EXTRAS := device,edge,train,demo,tensorrt-rtx,scale,offloading,dev
+TREE := build/linktree
+# The first interpreter that starts and is new enough; give another with: make PYTHON=/path/to/python3 ...
+PYTHON ?= $(shell for name in python3.11 python3 python; do \
+	"$$name" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo "$$name" && break; done)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-fast test-gpu check fmt lint types arch bench wheel-check clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+setup: $(STAMP) ## make .venv and install every extra that needs no GPU
+
+$(STAMP): pyproject.toml
+	@test -n "$(PYTHON)" || { echo "no Python 3.11 or newer found; name one with: make PYTHON=..." >&2; exit 1; }
+	@echo "installing into $(VENV): some minutes"
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable '.[$(EXTRAS)]'
+	@touch $@
+
+demo: $(STAMP) ## train, export, serve and run on sample photographs, about 3 minutes
+	$(BIN)/aecnn-deploy demo
+
+test: $(STAMP) ## all tests (with AECNN_DATA=FOLDER also those on real photographs)
+	$(BIN)/python -m pytest
+
+test-fast: $(STAMP) ## the tests that are neither slow nor need photographs or a GPU
+	$(BIN)/python -m pytest -m 'not slow and not data and not gpu'
+
+test-gpu: $(STAMP) ## the tests on an NVIDIA GPU (install the extra tensorrt or cuda first)
+	$(BIN)/python -m pytest -m gpu
+
+check: lint types arch ## ruff, mypy and the import layers: what CI runs before the tests
+
+lint: $(STAMP) ## ruff, without changing a file
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+fmt: $(STAMP) ## format, and mend what ruff can mend
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+types: $(STAMP) ## mypy, strict
+	$(BIN)/python tools/linktree.py
+	MYPYPATH=$(TREE) $(BIN)/mypy
+
+# From inside the tree: import-linter looks in the current folder first.
+arch: $(STAMP) ## the import layers
+	$(BIN)/python tools/linktree.py
+	cd $(TREE) && ../../$(BIN)/lint-imports --config ../../pyproject.toml
+
+bench: $(STAMP) ## what our own code costs one image; results in benchmarks/results
+	$(BIN)/python -m benchmarks.overhead
+
+wheel-check: $(STAMP) ## build the wheel and compare its content with what is expected
+	$(BIN)/python -m pytest tests/test_packaging.py
+
+clean: ## remove all that was made here, the environment included
+	rm -rf $(VENV) build dist demo .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .grimp_cache
+	rm -rf .coverage *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

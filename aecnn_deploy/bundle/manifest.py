@@ -1,0 +1,112 @@
+"""The manifest: what a bundle holds. ``docs/bundle-format.md`` describes the same in words."""
+
+import hashlib
+import json
+from pathlib import PurePosixPath
+from typing import Any
+
+import msgspec
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+
+ONNXRUNTIME = "onnxruntime"  # the target that every tail has
+
+
+class InputSpec(msgspec.Struct, frozen=True):
+    """How a photograph becomes the head's input: uint8 RGB, NHWC."""
+
+    height: int
+    width: int
+    resize_short: int  # pixels of the shorter side before the centre crop
+    interpolation: str  # "bicubic" or "bilinear"
+    mean: tuple[float, float, float]  # of 0..255 values; inside the ONNX files, here for information
+    std: tuple[float, float, float]
+
+
+class EngineSpec(msgspec.Struct, frozen=True):
+    """What a TensorRT engine is bound to; checked before it is loaded."""
+
+    file: str
+    product: str  # "tensorrt" or "tensorrt-rtx"
+    version: str
+    architectures: tuple[str, ...]  # e.g. ("sm75",)
+    precision: str  # "fp16" or "fp32"
+    batch: tuple[int, int, int]  # minimum, optimum, maximum of the optimisation profile
+
+
+class VariantSpec(msgspec.Struct, frozen=True):
+    """One way to split the backbone: split point, ratio, bits."""
+
+    id: str
+    split: int
+    split_name: str
+    ratio: int
+    bits: int
+    planes: tuple[int, int, int]  # C', H, W
+    head: str
+    head_macs: int  # multiply-adds of one image in the pruned head
+    full_macs: int  # multiply-adds of one image in the unsplit model
+    tails: dict[str, str]  # target -> file; the target "onnxruntime" is always there
+    engines: dict[str, EngineSpec] = {}
+    accuracy: float | None = None  # top-1 against labels
+    agreement: float | None = None  # top-1 agreement with the unsplit model
+
+    @property
+    def plane_bytes(self) -> int:
+        channels, height, width = self.planes
+        return channels * height * width
+
+
+class FileEntry(msgspec.Struct, frozen=True):
+    sha256: str
+    bytes: int
+
+
+class Manifest(msgspec.Struct, frozen=True):
+    """All that stands in ``manifest.json``; ``bundle_id`` is the SHA-256 of everything else in it."""
+
+    format: int
+    bundle_id: str
+    backbone: str
+    labels: tuple[str, ...]
+    input: InputSpec
+    full: str
+    variants: tuple[VariantSpec, ...]
+    files: dict[str, FileEntry]
+    measurements: dict[str, Any] = {}
+    tools: dict[str, str] = {}
+
+    def variant(self, name: str) -> VariantSpec:
+        """The variant of this id. Raises KeyError: there is none."""
+        for spec in self.variants:
+            if spec.id == name:
+                return spec
+        raise KeyError(name)
+
+
+def is_inside(name: str) -> bool:
+    """Whether ``name`` may be a bundle's file: a relative POSIX path in its shortest form that leads nowhere else."""
+    pure = PurePosixPath(name)
+    return (
+        name.isprintable()
+        and "\\" not in name
+        and not pure.is_absolute()
+        and bool(pure.parts)
+        and ".." not in pure.parts
+        and str(pure) == name
+    )
+
+
+def canonical(document: dict[str, Any]) -> bytes:
+    """The one byte string that stands for ``document``: a manifest file holds exactly this.
+
+    Raises ValueError: a number that is not finite, or half a surrogate pair, for which JSON has no bytes.
+    """
+    return (json.dumps(document, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+def bundle_id(document: dict[str, Any]) -> str:
+    """SHA-256, in hex, of the canonical manifest without its ``bundle_id``."""
+    rest = {key: value for key, value in document.items() if key != "bundle_id"}
+    return hashlib.sha256(canonical(rest)).hexdigest()

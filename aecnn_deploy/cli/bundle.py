@@ -1,0 +1,102 @@
+"""``aecnn-deploy bundle show`` and ``bundle verify``."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from aecnn_deploy.cli.console import print_json
+
+if TYPE_CHECKING:
+    from aecnn_deploy.bundle.reader import Bundle
+
+BundleArgument = Annotated[Path, typer.Argument(help="The bundle: a folder or a .tar.zst of one.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command group to ``app``."""
+    group = typer.Typer(
+        name="bundle", help="Look into a bundle.", no_args_is_help=True, rich_markup_mode=None, add_completion=False
+    )
+    group.command("show", epilog="Example: aecnn-deploy bundle show bundle --json")(show)
+    group.command("verify", epilog="Example: aecnn-deploy bundle verify bundle.tar.zst")(verify)
+    app.add_typer(group)
+
+
+def show(bundle: BundleArgument, as_json: JsonOption = False) -> None:
+    """Show what a bundle holds; every file is verified first."""
+    from aecnn_deploy.bundle.reader import open_bundle
+
+    opened = open_bundle(bundle)
+    if as_json:
+        print_json(_document(opened))
+        return
+    manifest = opened.manifest
+    spec = manifest.input
+    typer.echo(f"bundle    {manifest.bundle_id}")
+    typer.echo(f"backbone  {manifest.backbone}, {len(manifest.labels)} labels")
+    typer.echo(f"input     {spec.width}x{spec.height} RGB, short side resized to {spec.resize_short}, centre crop")
+    typer.echo(f"files     {len(manifest.files)}, {sum(entry.bytes for entry in manifest.files.values()) / 1e6:.1f} MB")
+    typer.echo(f"{'variant':<28} {'planes':>12} {'bits':>4} {'head MAC':>9} {'of full':>7} {'agree':>6} {'top-1':>6}")
+    for variant in manifest.variants:
+        planes = "x".join(map(str, variant.planes))
+        share = variant.head_macs / variant.full_macs if variant.full_macs else 0.0
+        typer.echo(
+            f"{variant.id:<28} {planes:>12} {variant.bits:>4} {variant.head_macs / 1e6:>8.1f}M {share:>7.1%} "
+            f"{_share(variant.agreement):>6} {_share(variant.accuracy):>6}"
+        )
+        typer.echo(f"  tails   {', '.join(sorted(variant.tails.keys() | variant.engines.keys()))}")
+
+
+def verify(bundle: BundleArgument, as_json: JsonOption = False) -> None:
+    """Compare every file of a bundle with its manifest. Exit status 1: one differs, or it is no bundle."""
+    from aecnn_deploy.bundle.reader import open_bundle
+
+    manifest = open_bundle(bundle).manifest
+    size = sum(entry.bytes for entry in manifest.files.values())
+    if as_json:
+        print_json(
+            {
+                "bundle_id": manifest.bundle_id,
+                "format": manifest.format,
+                "ok": True,
+                "files": len(manifest.files),
+                "bytes": size,
+            }
+        )
+    else:
+        typer.echo(f"{bundle} is whole: {len(manifest.files)} files, {size} bytes, bundle {manifest.bundle_id}")
+
+
+def _document(bundle: "Bundle") -> dict[str, Any]:
+    manifest = bundle.manifest
+    return {
+        "bundle_id": manifest.bundle_id,
+        "format": manifest.format,
+        "backbone": manifest.backbone,
+        "labels": list(manifest.labels),
+        "variants": [
+            {
+                "id": variant.id,
+                "split": variant.split,
+                "split_name": variant.split_name,
+                "ratio": variant.ratio,
+                "bits": variant.bits,
+                "planes": list(variant.planes),
+                "head": variant.head,
+                "head_macs": variant.head_macs,
+                "full_macs": variant.full_macs,
+                "tails": variant.tails | {target: engine.file for target, engine in variant.engines.items()},
+                "accuracy": variant.accuracy,
+                "agreement": variant.agreement,
+            }
+            for variant in manifest.variants
+        ],
+        "measurements": manifest.measurements,
+        "tools": manifest.tools,
+    }
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1%}"

@@ -1,0 +1,121 @@
+"""``aecnn-deploy run-device``: classify images with a head here and its tail on an edge."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from aecnn_deploy.cli.console import print_json
+
+if TYPE_CHECKING:
+    from aecnn_deploy.runtimes.device_client import ImageReport, RunReport
+
+EXAMPLE = "Example: aecnn-deploy run-device bundle --edge ws://192.168.1.20:8765 --source photos/"
+
+_HEADER = f"{'image':<22} {'label':<20} {'score':>5} {'bytes':>6} {'device':>6} {'link':>6} {'edge':>6}"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to ``app``."""
+    app.command("run-device", epilog=EXAMPLE)(run_device)
+
+
+def run_device(
+    bundle: Annotated[Path, typer.Argument(help="The bundle: the same one that the edge serves.")],
+    edge: Annotated[str, typer.Option(help="Where the edge is: ws://HOST:PORT, wss://, http:// or https://.")],
+    source: Annotated[
+        str, typer.Option(help="A folder, an image file, or - for stdin (one image, or one path a line).")
+    ],
+    variant: Annotated[str | None, typer.Option(help="Variant to run; the bundle's first if not given.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    threads: Annotated[int, typer.Option(help="Threads of the head; 0 takes every core.")] = 0,
+    spinning: Annotated[
+        bool, typer.Option("--spinning/--no-spinning", help="Let idle ONNX Runtime threads burn their core.")
+    ] = False,
+    zstd_level: Annotated[int, typer.Option(help="zstd level of the planes, 1 to 22.")] = 3,
+    deadline_ms: Annotated[float | None, typer.Option(help="Milliseconds for each image, from file to label.")] = None,
+    timeout_s: Annotated[float, typer.Option(help="Seconds to wait for the edge, each time.")] = 10.0,
+    limit: Annotated[int | None, typer.Option(help="Stop after this many images.")] = None,
+) -> None:
+    """Classify images: the head runs here, the edge does the rest.
+
+    Prints a line for each image: label, score, bytes on the wire, and milliseconds on the device, the link and the
+    edge. An image that fails does not end the run; the exit status is then 1.
+    """
+    from aecnn_deploy.bundle.reader import open_bundle
+    from aecnn_deploy.runtimes import device_client
+
+    settings = device_client.DeviceSettings(
+        edge=edge,
+        variant=variant,
+        threads=threads,
+        spinning=spinning,
+        zstd_level=zstd_level,
+        deadline_ms=deadline_ms,
+        timeout_s=timeout_s,
+    )
+    table = _Table()
+    report = device_client.run_device(
+        open_bundle(bundle),
+        settings,
+        source,
+        stdin=sys.stdin.buffer,
+        limit=limit,
+        on_image=(lambda _: None) if as_json else table.row,
+    )
+    if as_json:
+        print_json(report.document())
+    else:
+        table.end(report)
+    if report.interrupted:
+        raise typer.Exit(130)
+    raise typer.Exit(1 if report.summary()["failed"] else 0)
+
+
+class _Table:
+    """Lines of 80 columns, printed as the images are done."""
+
+    def __init__(self) -> None:
+        self._begun = False
+
+    def row(self, image: "ImageReport") -> None:
+        if not self._begun:
+            _print(_HEADER)
+            self._begun = True
+        name = _fitted(image.source, 22)
+        if image.status == "failed":
+            _print(f"{name:<22} failed: {_printable(image.error or '')}")
+            return
+        _print(
+            f"{name:<22} {_fitted(image.label or '', 20, from_left=True):<20} {image.score:5.3f} {image.wire_bytes:6d} "
+            f"{image.device_ms:6.1f} {image.link_ms:6.1f} {image.edge_ms:6.1f}"
+        )
+
+    def end(self, report: "RunReport") -> None:
+        summary = report.summary()
+        line = f"{summary['ok']} ok, {summary['failed']} failed"
+        if summary["ok"]:
+            line += (
+                f"; mean {summary['wire_bytes_mean']:.0f} bytes; "
+                f"total p50 {summary['total_ms_p50']:.1f} ms, p99 {summary['total_ms_p99']:.1f} ms"
+            )
+        _print(line + ("; interrupted" if report.interrupted else ""))
+
+
+def _print(line: str) -> None:
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+def _printable(text: str) -> str:
+    """File names are strangers' words: nothing in them may steer the terminal."""
+    return "".join(mark if mark.isprintable() else "?" for mark in text)
+
+
+def _fitted(text: str, columns: int, *, from_left: bool = False) -> str:
+    """``text`` in at most ``columns``: of a path the end is kept, of a label the beginning."""
+    text = _printable(text)
+    if len(text) <= columns:
+        return text
+    return text[: columns - 1] + "…" if from_left else "…" + text[1 - columns :]

@@ -1,0 +1,184 @@
+"""Every error that this package raises on purpose.
+
+AecnnError
+├── SettingsError            a setting or a combination of settings is refused
+├── MissingExtraError        an optional dependency is not installed
+├── ModelError               no such backbone, split point, ratio or weights
+├── TrainingError            a run cannot start or go on
+│   └── RunFormatError       a folder is no run, or a damaged one
+├── ExportError              an exported file cannot be made
+│   └── VerificationError    an exported file differs from torch
+├── BundleError              a bundle cannot be read or written
+│   ├── NotABundleError      the path holds no bundle
+│   ├── BundleFormatError    the bundle is of a format that this version cannot read
+│   └── BundleDamagedError   a file differs from what the manifest says
+├── CodecError               planes cannot be encoded, or a payload cannot be decoded
+│   └── PayloadSizeError     a payload declares or holds another size than its planes have
+├── WireError                bytes from the peer, or calls here, that break docs/wire-format.md
+│   └── PayloadTooBigError   a message declares more bytes than the limit
+├── SessionRefusedError      the edge refused the device's HELLO
+├── RequestFailedError       the edge answered one request with a named failure
+├── EdgeUnreachableError     no edge answers at this address
+├── ServeError               the edge cannot start (a port in use, no runner)
+├── RunnerError              a model file cannot be loaded or run
+│   └── EngineMismatchError  an engine was built for another product, version or GPU
+└── SourceError              a source of images cannot be read
+    └── ImageError           one image does not decode
+"""
+
+from pathlib import Path
+
+
+class AecnnError(Exception):
+    """Base of every error this package raises on purpose; its message is one line for a person."""
+
+
+class SettingsError(AecnnError):
+    """A setting or a combination of settings is refused (exit status 2)."""
+
+
+class MissingExtraError(AecnnError, ImportError):
+    """An optional dependency is not installed."""
+
+    def __init__(self, module: str, extra: str, why: str) -> None:
+        self.module, self.extra, self.why = module, extra, why
+        super().__init__(f"{why} needs {module!r}, which is not installed: pip install 'aecnn-deploy[{extra}]'")
+
+
+class ModelError(AecnnError):
+    """No such backbone, split point, ratio or weights."""
+
+
+class TrainingError(AecnnError):
+    """A training run cannot start or go on."""
+
+
+class RunFormatError(TrainingError):
+    """A folder is no training run, or a damaged one."""
+
+
+class ExportError(AecnnError):
+    """An exported file cannot be made."""
+
+
+class VerificationError(ExportError):
+    """An exported file computes something else than torch does."""
+
+    def __init__(self, file: str, quantity: str, got: float, tolerance: float, batch: int) -> None:
+        self.file, self.quantity, self.got, self.tolerance, self.batch = file, quantity, got, tolerance, batch
+        super().__init__(
+            f"{file} differs from torch at batch size {batch}: {quantity} {got:.6g}, tolerance {tolerance:.6g}; "
+            "no bundle was written; try another torch or onnxscript release, or report the backbone"
+        )
+
+
+class BundleError(AecnnError):
+    """A bundle cannot be read or written."""
+
+
+class NotABundleError(BundleError):
+    """The path holds no bundle."""
+
+    def __init__(self, path: Path, why: str) -> None:
+        self.path = path
+        super().__init__(f"{path} is not a bundle: {why}; make one with: aecnn-deploy export RUN --out {path}")
+
+
+class BundleFormatError(BundleError):
+    """The bundle is of a format that this version cannot read."""
+
+    def __init__(self, path: Path, got: object, known: int) -> None:
+        self.path, self.got, self.known = path, got, known
+        super().__init__(
+            f"{path} has bundle format {got}, this version reads format {known}; upgrade aecnn-deploy or export again"
+        )
+
+
+class BundleDamagedError(BundleError):
+    """A file of the bundle differs from what the manifest says."""
+
+    def __init__(self, path: Path, file: str, expected: str, got: str) -> None:
+        self.path, self.file, self.expected, self.got = path, file, expected, got
+        super().__init__(f"{path}: {file} is damaged: expected {expected}, got {got}; copy or export the bundle again")
+
+
+class CodecError(AecnnError):
+    """Planes cannot be encoded, or a payload cannot be decoded."""
+
+
+class PayloadSizeError(CodecError):
+    """A payload declares or holds another size than its planes have."""
+
+    def __init__(self, what: str, got: int, expected: int) -> None:
+        self.got, self.expected = got, expected
+        super().__init__(f"{what} {got} bytes, the planes have {expected}; use the same variant on both halves")
+
+
+class WireError(AecnnError):
+    """Bytes from the peer, or calls here, that break docs/wire-format.md."""
+
+
+class PayloadTooBigError(WireError):
+    """A message declares more bytes than the limit."""
+
+    def __init__(self, size: int, limit: int) -> None:
+        self.size, self.limit = size, limit
+        super().__init__(
+            f"message declares {size} bytes, over the limit of {limit}; "
+            "raise WireLimits on both halves, or send fewer channels"
+        )
+
+
+class SessionRefusedError(AecnnError):
+    """The edge refused the device's HELLO."""
+
+    def __init__(self, code: str, reason: str) -> None:
+        self.code, self.reason = code, reason
+        super().__init__(f"the edge refused this device ({code}): {reason}")
+
+
+class RequestFailedError(AecnnError):
+    """The edge answered one request with a named failure."""
+
+    def __init__(self, code: str, reason: str) -> None:
+        self.code, self.reason = code, reason
+        super().__init__(f"{code}: {reason}")
+
+
+class EdgeUnreachableError(AecnnError):
+    """No edge answers at this address."""
+
+    def __init__(self, url: str, why: str) -> None:
+        self.url, self.why = url, why
+        super().__init__(f"cannot reach the edge at {url}: {why}; is 'aecnn-deploy serve-edge' running there?")
+
+
+class ServeError(AecnnError):
+    """The edge cannot start."""
+
+
+class RunnerError(AecnnError):
+    """A model file cannot be loaded or run."""
+
+
+class EngineMismatchError(RunnerError):
+    """An engine was built for another product, version or GPU."""
+
+    def __init__(self, file: str, built_for: str, here: str) -> None:
+        self.file, self.built_for, self.here = file, built_for, here
+        super().__init__(
+            f"{file} was built for {built_for}, here is {here}; "
+            "export again with a matching --engine and --sm, or serve with --runner onnxruntime"
+        )
+
+
+class SourceError(AecnnError):
+    """A source of images cannot be read."""
+
+
+class ImageError(SourceError):
+    """One image does not decode."""
+
+    def __init__(self, source: str, why: str) -> None:
+        self.source, self.why = source, why
+        super().__init__(f"{source} does not decode as an image: {why}")

@@ -1,0 +1,280 @@
+"""A training run on disk: the backbone, its trained variants, and photographs to verify exports with.
+
+run.json                     what was trained, how, and what was measured
+backbone.safetensors         the unsplit model
+variants/<id>.safetensors    kept channels, head, quantiser, recovery (and the tail where it was trained)
+frames.npy                   uint8 (n, H, W, 3): real photographs, as a device would see them
+"""
+
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+from aecnn_deploy.bundle.manifest import InputSpec
+from aecnn_deploy.errors import RunFormatError, TrainingError
+from aecnn_deploy.models.backbones import Backbone, build_backbone
+from aecnn_deploy.models.deploy import DeviceHead, EdgeTail, FullModel
+from aecnn_deploy.models.macs import count_macs
+from aecnn_deploy.models.split import SplitModel, variant_id
+from aecnn_deploy.optional import require
+
+RUN_FORMAT = 1
+_RUN = "run.json"
+
+
+class VariantRecord(msgspec.Struct, frozen=True):
+    """One variant's line in run.json."""
+
+    id: str
+    split: int
+    split_name: str
+    ratio: int
+    bits: int
+    hidden: int
+    repack: bool
+    planes: tuple[int, int, int]
+    head_macs: int
+    full_macs: int
+    tail_trained: bool = False
+    accuracy: float | None = None
+    agreement: float | None = None
+
+
+class RunRecord(msgspec.Struct, frozen=True):
+    """run.json."""
+
+    format: int
+    backbone: str
+    labels: tuple[str, ...]
+    input: InputSpec
+    variants: tuple[VariantRecord, ...]
+    settings: dict[str, Any] = {}
+    measurements: dict[str, Any] = {}
+    tools: dict[str, str] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class TrainedVariant:
+    """One trained variant: its record and its network."""
+
+    record: VariantRecord
+    model: SplitModel
+    input: InputSpec
+
+    @property
+    def id(self) -> str:
+        return self.record.id
+
+    @property
+    def split(self) -> int:
+        return self.record.split
+
+    @property
+    def split_name(self) -> str:
+        return self.record.split_name
+
+    @property
+    def ratio(self) -> int:
+        return self.record.ratio
+
+    @property
+    def bits(self) -> int:
+        return self.record.bits
+
+    @property
+    def planes(self) -> tuple[int, int, int]:
+        return self.record.planes
+
+    @property
+    def head_macs(self) -> int:
+        return self.record.head_macs
+
+    @property
+    def full_macs(self) -> int:
+        return self.record.full_macs
+
+    @property
+    def accuracy(self) -> float | None:
+        return self.record.accuracy
+
+    @property
+    def agreement(self) -> float | None:
+        return self.record.agreement
+
+    def head(self) -> DeviceHead:
+        """The device's half, ready to export."""
+        return DeviceHead(self.model, self.input)
+
+    def tail(self, *, half: bool = False) -> EdgeTail:
+        """The edge's half, ready to export."""
+        return EdgeTail(self.model, half=half)
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A loaded run."""
+
+    path: Path
+    record: RunRecord
+    backbone: Backbone
+    variants: tuple[TrainedVariant, ...]
+    frames: npt.NDArray[np.uint8]
+
+    @property
+    def backbone_name(self) -> str:
+        return self.record.backbone
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return self.record.labels
+
+    @property
+    def input(self) -> InputSpec:
+        return self.record.input
+
+    @property
+    def measurements(self) -> dict[str, Any]:
+        return self.record.measurements
+
+    def full(self) -> FullModel:
+        """The unsplit model, ready to export."""
+        return FullModel(self.backbone)
+
+
+def describe_variant(backbone: Backbone, model: SplitModel, ratio: int, **measured: Any) -> VariantRecord:
+    """The record of a trained network; ``measured`` sets agreement, accuracy or tail_trained."""
+    point = backbone.split_point(model.split)
+    shape = (1, 3, backbone.input.height, backbone.input.width)
+    return VariantRecord(
+        id=variant_id(backbone.name, model.split, ratio, model.bits),
+        split=model.split,
+        split_name=point.name,
+        ratio=ratio,
+        bits=model.bits,
+        hidden=model.hidden,
+        repack=model.repack,
+        planes=model.planes_shape,
+        head_macs=count_macs(model.head, shape),
+        full_macs=count_macs(backbone, shape),
+        **measured,
+    )
+
+
+def check_run_target(out: Path, *, replace: bool) -> None:
+    """Raises TrainingError: ``out`` exists and may not be replaced. Called before the work, not after it."""
+    if not out.exists():
+        return
+    if not replace:
+        raise TrainingError(f"{out} exists; choose another --out, or add --force to replace it")
+    if not out.is_dir() or (any(out.iterdir()) and not (out / _RUN).is_file()):
+        raise TrainingError(f"{out} exists and holds no run: not replaced; choose another --out")
+
+
+def save_run(
+    out: Path,
+    record: RunRecord,
+    backbone: Backbone,
+    models: dict[str, SplitModel],
+    frames: npt.NDArray[np.uint8],
+    *,
+    replace: bool = False,
+) -> None:
+    """Write a run beside its place and rename it; ``models`` by variant id. Raises TrainingError: cannot be written."""
+    check_run_target(out, replace=replace)
+    parent = out.absolute().parent
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.partial-", dir=parent))
+        try:
+            partial.chmod(0o755)
+            _write(partial, record, backbone, models, frames)
+            if out.exists():
+                old = partial.with_name(partial.name + ".old")
+                out.rename(old)
+                partial.rename(out)
+                shutil.rmtree(old)
+            else:
+                partial.rename(out)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+    except OSError as exc:
+        raise TrainingError(f"cannot write {out}: {exc.strerror}") from None
+
+
+def _write(
+    folder: Path,
+    record: RunRecord,
+    backbone: Backbone,
+    models: dict[str, SplitModel],
+    frames: npt.NDArray[np.uint8],
+) -> None:
+    safetensors = require("safetensors.torch", why="writing a training run")
+    safetensors.save_file(_contiguous(backbone.state_dict()), folder / "backbone.safetensors")
+    (folder / "variants").mkdir()
+    for variant in record.variants:
+        state = models[variant.id].state_dict()
+        if not variant.tail_trained:
+            state = {key: value for key, value in state.items() if not key.startswith("tail.")}
+        safetensors.save_file(_contiguous(state), folder / "variants" / f"{variant.id}.safetensors")
+    np.save(folder / "frames.npy", frames)
+    text = msgspec.json.format(msgspec.json.encode(record), indent=1)
+    (folder / _RUN).write_bytes(text + b"\n")
+
+
+def _contiguous(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {key: value.detach().contiguous().clone() for key, value in state.items()}
+
+
+def load_run(path: Path | str) -> Run:
+    """The run at ``path``. Raises RunFormatError: no run, one of another format, or a damaged one."""
+    path = Path(path)
+    safetensors = require("safetensors.torch", why="reading a training run")
+    record = read_record(path)
+    try:
+        backbone = build_backbone(record.backbone)
+        backbone.load_state_dict(safetensors.load_file(path / "backbone.safetensors"))
+        variants = tuple(
+            TrainedVariant(item, _load_variant(backbone, path, item, safetensors), record.input)
+            for item in record.variants
+        )
+        frames = np.load(path / "frames.npy", allow_pickle=False)
+    except (OSError, ValueError, KeyError, RuntimeError) as exc:
+        raise RunFormatError(f"{path} is a damaged run: {str(exc).strip().partition(chr(10))[0][:200]}") from None
+    except Exception as exc:
+        if type(exc).__name__ != "SafetensorError":  # shares no base with the ones above
+            raise
+        raise RunFormatError(f"{path} is a damaged run: {exc}") from None
+    expected = (record.input.height, record.input.width, 3)
+    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[1:] != expected or len(frames) < 1:
+        raise RunFormatError(f"{path}: frames.npy holds {frames.dtype} {frames.shape}, expected uint8 (n, *{expected})")
+    return Run(path, record, backbone, variants, frames)
+
+
+def read_record(path: Path) -> RunRecord:
+    """run.json alone. Raises RunFormatError."""
+    source = path / _RUN
+    if not source.is_file():
+        raise RunFormatError(f"{path} is not a training run: it has no {_RUN}; make one with: aecnn-deploy train")
+    try:
+        record = msgspec.json.decode(source.read_bytes(), type=RunRecord)
+    except (msgspec.DecodeError, msgspec.ValidationError) as exc:
+        raise RunFormatError(f"{source} is not valid: {exc}") from None
+    if record.format != RUN_FORMAT:
+        raise RunFormatError(f"{path} has run format {record.format}, this version reads format {RUN_FORMAT}")
+    return record
+
+
+def _load_variant(backbone: Backbone, path: Path, item: VariantRecord, safetensors: Any) -> SplitModel:
+    state = safetensors.load_file(path / "variants" / f"{item.id}.safetensors")
+    model = SplitModel(backbone, item.split, state["kept"], item.bits, hidden=item.hidden, repack=item.repack)
+    if not item.tail_trained:
+        state |= {f"tail.{key}": value for key, value in model.tail.state_dict().items()}
+    model.load_state_dict(state)
+    return model.eval()

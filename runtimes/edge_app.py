@@ -1,0 +1,143 @@
+"""The edge's routes: health, metrics, whole images by HTTP, split streams by WebSocket. docs/serving.md lists them."""
+
+import asyncio
+import logging
+import time
+from typing import TYPE_CHECKING
+
+from aecnn_deploy.errors import RequestFailedError
+from aecnn_deploy.runtimes.edge_metrics import FULL
+from aecnn_deploy.runtimes.edge_service import BAD_IMAGE, TOO_LARGE, TOO_SLOW, EdgeService
+from aecnn_deploy.runtimes.edge_stream import Stream
+from aecnn_deploy.wire import FailureCode
+
+if TYPE_CHECKING:
+    from starlette.applications import Starlette
+    from starlette.requests import Request
+    from starlette.responses import JSONResponse, Response
+    from starlette.websockets import WebSocket
+
+logger = logging.getLogger("aecnn_deploy.edge")
+
+STREAM_PATH = "/v1/stream"
+CLASSIFY_PATH = "/v1/classify"
+
+_STATUS = {
+    BAD_IMAGE: 400,
+    TOO_LARGE: 413,
+    TOO_SLOW: 408,
+    FailureCode.DRAINING: 503,
+    FailureCode.OVERLOADED: 503,
+}
+
+
+def build_app(service: EdgeService) -> "Starlette":
+    """The ASGI application over ``service``."""
+    from starlette.applications import Starlette
+    from starlette.requests import ClientDisconnect
+    from starlette.responses import JSONResponse, Response
+    from starlette.routing import Route, WebSocketRoute
+
+    async def healthz(_: "Request") -> "Response":
+        return JSONResponse({"alive": True})
+
+    async def readyz(_: "Request") -> "Response":
+        state = "draining" if service.draining else "ready" if service.ready else "loading"
+        return JSONResponse({"state": state, "bundle_id": service.bundle.id}, 200 if state == "ready" else 503)
+
+    async def metrics(_: "Request") -> "Response":
+        page, content_type = service.metrics.page()
+        return Response(page, media_type=None, headers={"content-type": content_type})
+
+    async def classify(request: "Request") -> "Response":
+        received_s = time.perf_counter()
+        try:
+            service.check_open()
+            content = await upload(service, request)
+            service.metrics.received(FULL, len(content))
+            return await _classified(service, content, received_s)
+        except RequestFailedError as exc:
+            service.metrics.failed(FULL, exc.code)
+            return _failure(exc)
+        except ClientDisconnect:
+            service.metrics.failed(FULL, "gone")
+            return Response(status_code=499)  # nobody reads it
+        except Exception as exc:  # a defect of ours: this request fails, the server goes on
+            logger.exception("POST %s failed", CLASSIFY_PATH)
+            service.metrics.failed(FULL, FailureCode.INTERNAL)
+            return _failure(RequestFailedError(FailureCode.INTERNAL, type(exc).__name__))
+
+    async def stream(websocket: "WebSocket") -> None:
+        await Stream(service, websocket).run()
+
+    return Starlette(
+        routes=[
+            Route("/healthz", healthz),
+            Route("/readyz", readyz),
+            Route("/metrics", metrics),
+            Route(CLASSIFY_PATH, classify, methods=["POST"]),
+            WebSocketRoute(STREAM_PATH, stream),
+        ]
+    )
+
+
+async def upload(service: EdgeService, request: "Request") -> bytes:
+    """The body, within the settings' limits of size, time and number. Raises RequestFailedError: over one of them."""
+    settings = service.settings
+    if service.uploads >= settings.max_uploads:
+        raise RequestFailedError(FailureCode.OVERLOADED, f"{service.uploads} images are being uploaded, the limit")
+    service.uploads += 1
+    try:
+        async with asyncio.timeout(settings.upload_timeout_s):
+            return await read_body(request, settings.max_image_bytes)
+    except TimeoutError:
+        raise RequestFailedError(TOO_SLOW, f"the body took over {settings.upload_timeout_s:g} s to come") from None
+    finally:
+        service.uploads -= 1
+
+
+async def read_body(request: "Request", limit_bytes: int) -> bytes:
+    """The body of ``request``. Raises RequestFailedError: it is empty, or over ``limit_bytes``, told while reading."""
+    declared = request.headers.get("content-length", "0")
+    pieces, size = [], 0
+    if not declared.isdecimal() or int(declared) <= limit_bytes:
+        async for piece in request.stream():
+            size += len(piece)
+            if size > limit_bytes:
+                break
+            pieces.append(piece)
+    else:
+        size = int(declared)
+    if size > limit_bytes:
+        raise RequestFailedError(TOO_LARGE, f"the body is over the limit of {limit_bytes} bytes; send a smaller image")
+    if not size:
+        raise RequestFailedError(BAD_IMAGE, "the body is empty; POST an image file's bytes")
+    return b"".join(pieces)
+
+
+async def _classified(service: EdgeService, content: bytes, received_s: float) -> "JSONResponse":
+    from starlette.responses import JSONResponse
+
+    answer, total_ms = await service.classify(content, received_s)
+    labels = service.bundle.manifest.labels
+    return JSONResponse(
+        {
+            "bundle_id": service.bundle.id,
+            "path": FULL,
+            "top": [{"index": index, "label": labels[index], "score": score} for index, score in answer.top],
+            "decode_ms": round(answer.decode_ms, 3),
+            "queue_ms": round(answer.queue_ms, 3),
+            "full_ms": round(answer.run_ms, 3),
+            "total_ms": round(total_ms, 3),
+        }
+    )
+
+
+def _failure(error: RequestFailedError) -> "JSONResponse":
+    from starlette.responses import JSONResponse
+
+    status = _STATUS.get(error.code, 500)
+    headers = {"retry-after": "1"} if status == 503 else {}
+    if error.code in (TOO_LARGE, TOO_SLOW):
+        headers["connection"] = "close"  # the rest of the body is not read
+    return JSONResponse({"error": {"code": error.code, "reason": error.reason}}, status, headers)

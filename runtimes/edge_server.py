@@ -1,0 +1,145 @@
+"""The edge's life: take the port, load the models, serve, drain, end. uvicorn does the networking."""
+
+import asyncio
+import errno
+import socket
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any
+
+from aecnn_deploy.bundle.reader import Bundle
+from aecnn_deploy.errors import AecnnError, ServeError
+from aecnn_deploy.optional import require
+from aecnn_deploy.runtimes.edge_app import build_app
+from aecnn_deploy.runtimes.edge_service import EdgeService, EdgeSettings
+from aecnn_deploy.wire import HEADER_BYTES
+
+_CLOSE_S = 2  # for connections and threads once the drain is over
+
+
+@dataclass(frozen=True, slots=True)
+class ReadyEdge:
+    """What an edge says once it serves."""
+
+    bundle_id: str
+    url: str
+    port: int
+    runner: str
+    variants: list[str]
+    targets: dict[str, str]  # variant -> the manifest's target that runs it
+
+
+@dataclass(frozen=True, slots=True)
+class ServingEnd:
+    """How serving ended."""
+
+    forced: bool  # by a second signal, before the drain was done
+    models_idle: bool  # false: a model still runs on its thread, which only the end of the process can stop
+
+
+def serve(bundle: Bundle, settings: EdgeSettings, on_ready: Callable[[ReadyEdge], None]) -> ServingEnd:
+    """Serve ``bundle`` until SIGINT or SIGTERM.
+
+    Raises ServeError: the address cannot be taken (told before a model is loaded) or a tail does not fit the
+    manifest. RunnerError: a tail cannot be loaded. MissingExtraError: the edge's extra is not installed.
+    """
+    for module in ("uvicorn", "starlette", "websockets", "prometheus_client", "onnxruntime"):
+        require(module, why="serving an edge", extra="edge")
+    with closing(_bind(settings.host, settings.port)) as listener:
+        service = EdgeService(bundle, settings)
+        server = _make_server(service, listener, on_ready)
+        server.run(sockets=[listener])
+    models_idle = service.close(0.0 if server.force_exit else _CLOSE_S)
+    if server.load_error is not None:
+        raise server.load_error
+    return ServingEnd(server.force_exit, models_idle)
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    """A listening socket. Raises ServeError: the address cannot be taken."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, kind, protocol)
+    except OSError as exc:
+        raise ServeError(f"cannot serve on host {host!r}: {exc.strerror}; choose another --host") from None
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        # Sockets bound with SO_REUSEADDR share a port until one of them listens: so listen now, before loading.
+        listener.listen(1024)
+    except OSError as exc:
+        listener.close()
+        remedy = "stop that process, or choose another --port" if exc.errno == errno.EADDRINUSE else "choose another"
+        why = "the port is in use" if exc.errno == errno.EADDRINUSE else exc.strerror
+        raise ServeError(f"cannot serve on {host}:{port}: {why}; {remedy}") from None
+    return listener
+
+
+def _make_server(service: EdgeService, listener: socket.socket, on_ready: Callable[[ReadyEdge], None]) -> Any:
+    import uvicorn
+
+    class Server(uvicorn.Server):
+        """Loads the models once it listens, and drains before it stops listening.
+
+        uvicorn's own way raises a captured signal again after its shutdown, which would end the process by that
+        signal; here a signal is a request, and the exit status says how it went.
+        """
+
+        load_error: AecnnError | None = None
+
+        def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+            if self.should_exit:
+                self.force_exit = True
+            self.should_exit = True
+
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets=sockets)
+            loading = asyncio.ensure_future(service.load())
+            while not loading.done() and not self.force_exit:
+                await asyncio.wait([loading], timeout=0.05)
+            if not loading.done():
+                loading.cancel()
+                return
+            try:
+                loading.result()
+            except AecnnError as exc:
+                self.load_error, self.should_exit = exc, True
+                return
+            if not self.should_exit:
+                on_ready(_ready(service, listener))
+
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            await service.drain(lambda: self.force_exit)
+            await super().shutdown(sockets=sockets)
+
+    limits = service.settings.limits
+    config = uvicorn.Config(
+        build_app(service),
+        ws="websockets-sansio",
+        ws_max_size=HEADER_BYTES + max(limits.max_payload_bytes, limits.max_control_bytes),
+        ws_per_message_deflate=False,  # planes are coded already
+        lifespan="off",
+        log_config=None,
+        log_level="error",
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_graceful_shutdown=_CLOSE_S,
+    )
+    return Server(config)
+
+
+def _ready(service: EdgeService, listener: socket.socket) -> ReadyEdge:
+    host, port = listener.getsockname()[:2]
+    return ReadyEdge(
+        bundle_id=service.bundle.id,
+        url=f"ws://[{host}]:{port}" if ":" in host else f"ws://{host}:{port}",
+        port=port,
+        runner=service.runner_name,
+        variants=[tail.variant.id for tail in service.tails],
+        targets={tail.variant.id: tail.target for tail in service.tails},
+    )

@@ -1,0 +1,220 @@
+"""One device's stream on the edge: the session core's rules between a WebSocket and the service."""
+
+import asyncio
+import contextlib
+import logging
+import time
+from typing import TYPE_CHECKING
+
+from aecnn_deploy import __version__
+from aecnn_deploy.codec import coder_names
+from aecnn_deploy.errors import RequestFailedError, WireError
+from aecnn_deploy.optional import require
+from aecnn_deploy.runtimes.edge_metrics import SPLIT
+from aecnn_deploy.runtimes.edge_service import EdgeService, Tail
+from aecnn_deploy.wire import (
+    WIRE_VERSION,
+    EdgeSession,
+    Failed,
+    FailureCode,
+    Hello,
+    HelloReceived,
+    InferReceived,
+    RefusalCode,
+    Result,
+    Welcome,
+)
+
+if TYPE_CHECKING:
+    from starlette.websockets import WebSocket
+
+logger = logging.getLogger("aecnn_deploy.edge")
+
+NORMAL, GOING_AWAY, PROTOCOL_ERROR, POLICY_VIOLATION = 1000, 1001, 1002, 1008  # close codes of RFC 6455
+_MAX_REASON_BYTES = 120  # RFC 6455 leaves 123 in a close frame
+
+
+class Stream:
+    """Serves one WebSocket until either side leaves. What a peer does wrong ends its own stream only."""
+
+    def __init__(self, service: EdgeService, websocket: "WebSocket") -> None:
+        self._service, self._websocket = service, websocket
+        self._session = EdgeSession(service.settings.limits)
+        self._tails: list[Tail | None] = []  # by the HELLO's variant index
+        self._requests: dict[asyncio.Task[None], int] = {}  # with their ids; until the answer is sent
+        client = websocket.client
+        self._peer = f"{client.host}:{client.port}" if client else "a device"
+        self._device_left = False
+        # Sending to a device that has left, or after our own close, is no failure of the edge.
+        self._gone = (require("starlette.websockets", why="serving an edge").WebSocketDisconnect, RuntimeError)
+        settings = service.settings
+        self._max_in_flight = min(settings.max_in_flight_per_stream, settings.max_in_flight)
+
+    async def run(self) -> None:
+        """Accept the WebSocket and answer it until it is closed."""
+        await self._websocket.accept()
+        self._service.streams.add(self)
+        try:
+            await self._converse()
+        except WireError as exc:
+            self._service.metrics.failed(SPLIT, "protocol")
+            logger.warning("closed the stream of %s: %s", self._peer, exc)
+            with contextlib.suppress(WireError):  # REFUSED can be said until WELCOME was
+                await self._send(self._session.refuse(RefusalCode.PROTOCOL, str(exc)))
+            await self._close(PROTOCOL_ERROR, str(exc))
+        finally:
+            self._service.streams.discard(self)
+            for task in self._requests:
+                task.cancel()
+
+    async def finish(self) -> None:
+        """Say GOODBYE, answer what is in flight, then close."""
+        with contextlib.suppress(WireError):  # no session yet, or one that has ended
+            await self._send(self._session.goodbye("the edge is shutting down"))
+        while self._requests:
+            await asyncio.wait(list(self._requests))
+        await self._close(GOING_AWAY, "the edge is shutting down")
+
+    async def abandon(self) -> None:
+        """Fail what is in flight and close."""
+        for task, request_id in list(self._requests.items()):
+            task.cancel()
+            with contextlib.suppress(WireError):
+                await self._send(self._session.fail(request_id, _failed(_draining())))
+        await self._close(GOING_AWAY, "the edge is shutting down")
+
+    async def _converse(self) -> None:
+        if not await self._greet():
+            return
+        while (data := await self._receive()) is not None:
+            received_s = time.perf_counter()
+            self._service.metrics.received(SPLIT, len(data))
+            events = self._session.receive(data)
+            if len(events) != 1 or not self._session.at_boundary:
+                raise WireError("a WebSocket message must hold exactly one message of ours")
+            if isinstance(events[0], InferReceived):
+                self._start(events[0], received_s)
+                while len(self._requests) > 2 * self._max_in_flight:  # a device that reads no answers gets no more
+                    await asyncio.wait(list(self._requests), return_when=asyncio.FIRST_COMPLETED)
+            else:  # GOODBYE: the last answer closes
+                self._device_left = True
+                if not self._requests:
+                    await self._close(NORMAL, "")
+
+    async def _greet(self) -> bool:
+        """Wait for the HELLO and answer it; whether the session is open."""
+        try:
+            data = await asyncio.wait_for(self._receive(), self._service.settings.hello_timeout_s)
+        except TimeoutError:
+            raise WireError(f"no HELLO came within {self._service.settings.hello_timeout_s:g} s") from None
+        if data is None:
+            return False
+        events = self._session.receive(data)
+        if len(events) != 1 or not isinstance(events[0], HelloReceived) or not self._session.at_boundary:
+            raise WireError("the first WebSocket message must hold a HELLO and nothing else")
+        hello = events[0].hello
+        refusal = self._refusal(hello)
+        if refusal is not None:
+            code, reason = refusal
+            self._service.metrics.failed(SPLIT, f"refused-{code}")
+            logger.warning("refused %s (%s): %s", self._peer, code, reason)
+            await self._send(self._session.refuse(code, reason))
+            await self._close(POLICY_VIOLATION, code)
+            return False
+        known = {tail.variant.id: tail for tail in self._service.tails}
+        self._tails = [known.get(name) for name in hello.variants]
+        settings = self._service.settings
+        welcome = Welcome(
+            wire_version=WIRE_VERSION,
+            bundle_id=self._service.bundle.id,
+            variants=[name for name in hello.variants if name in known],
+            coders=[name for name in hello.coders if name in coder_names()],
+            max_in_flight=self._max_in_flight,
+            max_payload_bytes=settings.limits.max_payload_bytes,
+            max_raw_bytes=settings.limits.max_raw_bytes,
+            runner=self._service.runner_name,
+            software=f"aecnn-deploy {__version__}",
+        )
+        await self._send(self._session.welcome(welcome))
+        return True
+
+    def _refusal(self, hello: Hello) -> tuple[RefusalCode, str] | None:
+        service, mine = self._service, self._service.bundle.id
+        if service.draining or not service.ready:
+            why = "is shutting down" if service.draining else "is still loading its models"
+            return RefusalCode.DRAINING if service.draining else RefusalCode.OVERLOADED, f"the edge {why}; try again"
+        if WIRE_VERSION not in hello.wire_versions:
+            return RefusalCode.WIRE_VERSION, (
+                f"the device speaks wire versions {hello.wire_versions}, the edge {WIRE_VERSION}; "
+                "install the same release on both"
+            )
+        if hello.bundle_id != mine:
+            return RefusalCode.BUNDLE_MISMATCH, (
+                f"the device has bundle {hello.bundle_id[:12]}…, the edge serves {mine[:12]}…; "
+                "start both halves with the same bundle"
+            )
+        if not set(hello.coders) & set(coder_names()):
+            return RefusalCode.NO_COMMON_CODER, (
+                f"the device has coders {hello.coders}, the edge {list(coder_names())}; "
+                "install the same release on both"
+            )
+        if not set(hello.variants) & {tail.variant.id for tail in service.tails}:
+            return RefusalCode.BUNDLE_MISMATCH, f"the edge has none of the device's variants {hello.variants}"
+        if len(service.streams) > service.settings.max_streams:
+            return RefusalCode.OVERLOADED, f"the edge has {service.settings.max_streams} streams, its limit"
+        return None
+
+    def _start(self, request: InferReceived, received_s: float) -> None:
+        task = asyncio.create_task(self._answer(request, received_s))
+        self._requests[task] = request.request_id
+        task.add_done_callback(self._requests.pop)
+
+    async def _answer(self, request: InferReceived, received_s: float) -> None:
+        try:
+            message = self._session.result(request.request_id, await self._infer(request, received_s))
+        except RequestFailedError as exc:
+            self._service.metrics.failed(SPLIT, exc.code)
+            message = self._session.fail(request.request_id, _failed(exc))
+        except Exception as exc:  # a defect of ours: the device hears of it, and its stream goes on
+            logger.exception("request %d of %s failed", request.request_id, self._peer)
+            self._service.metrics.failed(SPLIT, FailureCode.INTERNAL)
+            message = self._session.fail(request.request_id, Failed(FailureCode.INTERNAL, type(exc).__name__))
+        await self._send(message)
+        if self._device_left and len(self._requests) == 1:
+            await self._close(NORMAL, "")
+
+    async def _infer(self, request: InferReceived, received_s: float) -> Result:
+        tail = self._tails[request.variant] if request.variant < len(self._tails) else None
+        if tail is None:
+            raise RequestFailedError(
+                FailureCode.UNKNOWN_VARIANT, f"variant index {request.variant} of {len(self._tails)} is not served"
+            )
+        return await self._service.infer(tail, request, received_s)
+
+    async def _receive(self) -> bytes | None:
+        """The next binary WebSocket message, or None at the end. Raises WireError: it is a text message."""
+        message = await self._websocket.receive()
+        if message["type"] == "websocket.disconnect":
+            return None
+        data: bytes | None = message.get("bytes")
+        if data is None:
+            raise WireError("a text WebSocket message came; ours are binary")
+        return data
+
+    async def _send(self, data: bytes) -> None:
+        with contextlib.suppress(*self._gone):
+            await self._websocket.send_bytes(data)
+
+    async def _close(self, code: int, reason: str) -> None:
+        text = reason.encode()[:_MAX_REASON_BYTES].decode(errors="ignore")
+        with contextlib.suppress(*self._gone):
+            await self._websocket.close(code, text)
+
+
+def _failed(error: RequestFailedError) -> Failed:
+    retry_after_s = 1.0 if error.code in (FailureCode.OVERLOADED, FailureCode.DRAINING) else None
+    return Failed(error.code, error.reason, retry_after_s)
+
+
+def _draining() -> RequestFailedError:
+    return RequestFailedError(FailureCode.DRAINING, "the edge shut down before its turn came")

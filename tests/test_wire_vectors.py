@@ -1,0 +1,145 @@
+"""The golden vectors and docs/wire-format.md: what is written down is what is done."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from aecnn_deploy.codec import CODERS, PlaneDecoder
+from aecnn_deploy.wire import (
+    DEVICE_TABLE,
+    EDGE_TABLE,
+    Failed,
+    FailureCode,
+    Goodbye,
+    Hello,
+    Kind,
+    MessageReader,
+    RefusalCode,
+    Refused,
+    Result,
+    Welcome,
+    WireLimits,
+    decode_control,
+    encode_control,
+    pack,
+)
+
+VECTORS = Path(__file__).parent / "vectors" / "wire1"
+DOCUMENT = (Path(__file__).parents[1] / "docs" / "wire-format.md").read_text()
+
+BUNDLE = "3f" * 32
+VARIANTS = ["resnet50-l1-v16-u8", "resnet50-l1-v32-u8"]
+CODER_NAMES = ["raw", "zstd"]
+SOFTWARE = "aecnn-deploy 0.1.0"
+TOO_LONG = "zstd frame declares 64 bytes, the planes have 32; use the same variant on both halves"
+
+# name -> kind, request id, object
+CONTROL = {
+    "hello": (Kind.HELLO, 0, Hello(BUNDLE, [1], VARIANTS, CODER_NAMES, SOFTWARE)),
+    "welcome": (
+        Kind.WELCOME,
+        0,
+        Welcome(1, BUNDLE, VARIANTS, CODER_NAMES, 4, 8388608, 8388608, "onnxruntime", SOFTWARE),
+    ),
+    "refused": (Kind.REFUSED, 0, Refused(RefusalCode.BUNDLE_MISMATCH, "this edge serves bundle 3f3f3f3f3f3f")),
+    "result": (Kind.RESULT, 1, Result([(281, 0.75), (282, 0.125)], 0.25, 0.5, 12.5, 13.5, 2, VARIANTS[1])),
+    "failed": (Kind.FAILED, 2, Failed(FailureCode.BAD_PAYLOAD, TOO_LONG)),
+    "failed-retry": (Kind.FAILED, 3, Failed(FailureCode.OVERLOADED, "64 requests wait", 0.5)),
+    "goodbye": (Kind.GOODBYE, 0, Goodbye("the edge is stopping")),
+}
+
+# name -> payload, request id, variant, coder, deadline, raw size
+INFER = {
+    "infer-raw": (bytes(range(6)), 1, 1, 0, 250, 6),
+    "infer-zstd": (bytes.fromhex("28b52ffd 20 20 030100 07"), 2, 0, 1, 0, 32),
+    "infer-extremes": (b"\xff", 2**64 - 1, 2**16 - 1, 255, 2**32 - 1, 8 << 20),
+}
+
+
+def vector(name: str) -> bytes:
+    return bytes.fromhex((VECTORS / f"{name}.hex").read_text())
+
+
+def test_every_vector_is_tested_and_every_kind_has_one() -> None:
+    assert {path.stem for path in VECTORS.iterdir()} == CONTROL.keys() | INFER.keys()
+    assert {vector(name)[5] for name in CONTROL.keys() | INFER.keys()} == {kind.value for kind in Kind}
+
+
+@pytest.mark.parametrize("name", CONTROL)
+def test_control_messages_are_the_golden_bytes(name: str) -> None:
+    kind, request_id, control = CONTROL[name]
+    assert pack(kind, encode_control(control), request_id=request_id) == vector(name)
+    (message,) = MessageReader(WireLimits()).feed(vector(name))
+    assert (message.header.kind, message.header.request_id) == (kind, request_id)
+    assert decode_control(type(control), message.payload) == control
+
+
+@pytest.mark.parametrize("name", INFER)
+def test_infer_messages_are_the_golden_bytes(name: str) -> None:
+    payload, request_id, variant, coder, deadline_ms, raw_bytes = INFER[name]
+    fields = {
+        "request_id": request_id,
+        "variant": variant,
+        "coder": coder,
+        "deadline_ms": deadline_ms,
+        "raw_bytes": raw_bytes,
+    }
+    assert pack(Kind.INFER, payload, **fields) == vector(name)
+    (message,) = MessageReader(WireLimits()).feed(vector(name))
+    assert message.payload == payload
+    assert {key: getattr(message.header, key) for key in fields} == fields
+
+
+@pytest.mark.parametrize(
+    ("name", "planes"),
+    [
+        ("infer-raw", np.arange(6, dtype=np.uint8).reshape(1, 2, 3)),
+        ("infer-zstd", np.full((2, 4, 4), 7, np.uint8)),
+    ],
+)
+def test_payloads_of_the_vectors_decode_to_their_planes(name: str, planes: np.ndarray) -> None:
+    payload, _, _, coder, _, raw_bytes = INFER[name]
+    assert raw_bytes == planes.size
+    np.testing.assert_array_equal(PlaneDecoder(planes.shape, 3).decode(coder, payload), planes)
+
+
+@pytest.mark.parametrize("name", sorted(CONTROL.keys() | INFER.keys()))
+def test_the_document_prints_every_vector(name: str) -> None:
+    assert f"`{name}.hex`\n```\n{(VECTORS / f'{name}.hex').read_text()}```\n" in DOCUMENT
+
+
+def test_the_documents_code_makes_and_reads_the_vectors() -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", DOCUMENT, re.DOTALL)
+    names: dict[str, object] = {}
+    exec(code, names)
+    read, write = names["read"], names["write"]
+    assert names["goodbye"] == vector("goodbye")
+    assert callable(read)
+    assert callable(write)
+    for name, (payload, request_id, variant, coder, deadline_ms, raw_bytes) in INFER.items():
+        assert write(4, payload, request_id, variant, coder, deadline_ms, raw_bytes) == vector(name)
+        assert read(vector(name)) == (4, request_id, payload)
+    for name, (kind, request_id, control) in CONTROL.items():
+        assert read(vector(name)) == (kind, request_id, json.loads(encode_control(control)))
+
+
+@pytest.mark.parametrize(
+    ("title", "table"), [("Table 3: the device.", DEVICE_TABLE), ("Table 4: the edge.", EDGE_TABLE)]
+)
+def test_the_document_prints_the_transition_tables(title: str, table: dict) -> None:
+    printed = DOCUMENT.partition(title)[2].partition("\n\n")[2].partition("\n\n")[0].splitlines()[2:]
+    assert printed == [f"| {state.value} | {step.value} | {after.value} |" for (state, step), after in table.items()]
+
+
+def test_the_document_names_every_key_code_and_coder() -> None:
+    keys = {key for _, _, control in CONTROL.values() for key in control.__struct_fields__}
+    for word in [*keys, *RefusalCode, *FailureCode]:
+        assert f"| `{word}`" in DOCUMENT or f", `{word}` |" in DOCUMENT, word
+    for coder in CODERS.values():
+        assert f"| {coder.wire_id} | `{coder.name}` |" in DOCUMENT
+    defaults = WireLimits()
+    for name in ("max_payload_bytes", "max_raw_bytes", "max_control_bytes"):
+        assert f"| `{name}` | {getattr(defaults, name):,} |" in DOCUMENT
