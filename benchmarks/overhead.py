@@ -26,16 +26,12 @@ is wrong.
 """
 
 import argparse
-import json
-import os
-import platform
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +43,7 @@ from aecnn_deploy.bundle.reader import Bundle, open_bundle
 from aecnn_deploy.runtimes.device_client import Device, DeviceSettings
 from aecnn_deploy.runtimes.frames import read_frame
 from aecnn_deploy.runtimes.sources import SourceImage
+from benchmarks.machine import describe_machine, write_result
 from tests.bundles import Edge, TinyVariant, make_bundle, run_directly, serving
 
 TARGET_MS = 1.0
@@ -104,18 +101,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "target_ms": TARGET_MS,
         "met": met,
         "rows": rows,
-        "machine": _machine(),
-        "versions": {name: version(name) for name in LIBRARIES} | {"python": platform.python_version()},
-        "commit": _commit(),
+        **describe_machine(),
     }
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(document, indent=2) + "\n")
+    write_result(options.out, document)
     _print(rows)
     print(f"target: each side below {TARGET_MS} ms at the median: {'met' if met else 'MISSED'}; {options.out}")
     return 0 if met else 1
-
-
-LIBRARIES = ("aecnn-deploy", "msgspec", "numpy", "onnxruntime", "starlette", "uvicorn", "websockets", "zstandard")
 
 
 @contextmanager
@@ -204,26 +195,6 @@ def _print(rows: list[dict[str, Any]]) -> None:
             + " ".join(f"{cell:>12}" for cell in cells)
             + f" {row['edge_at_most_ms']:7.3f}"
         )
-
-
-def _machine() -> dict[str, Any]:
-    cpu = platform.processor()
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if "model name" in line]
-        cpu = names[0] if names else cpu
-    return {"cpu": cpu, "cores": os.cpu_count(), "system": f"{platform.system()} {platform.machine()}"}
-
-
-def _commit() -> str | None:
-    done = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=40"],
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return done.stdout.strip() or None
 
 
 if __name__ == "__main__":

@@ -34,7 +34,9 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON 
     if as_json:
         print_json(document)
         return
-    typer.echo(f"aecnn-deploy {__version__}, Python {document['python']}, {document['machine']}, {document['cpus']} CPUs")
+    typer.echo(
+        f"aecnn-deploy {__version__}, Python {document['python']}, {document['machine']}, {document['cpus']} CPUs"
+    )
     for name, extra in document["extras"].items():
         if extra["missing"]:
             typer.echo(f"  --  {name:<13} {extra['for']}: pip install 'aecnn-deploy[{name}]'")

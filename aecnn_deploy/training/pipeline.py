@@ -107,15 +107,17 @@ def train_on_frames(
             "train_s": seconds,
             "device": str(best_device()),
         },
-        tools={"aecnn-deploy": aecnn_deploy.__version__, "torch": str(torch.__version__), "python": platform.python_version()},
+        tools={
+            "aecnn-deploy": aecnn_deploy.__version__,
+            "torch": str(torch.__version__),
+            "python": platform.python_version(),
+        },
     )
     save_run(out, run, backbone, models, _verification_frames(held_out, train), replace=replace)
     return Trained(run, photographs.skipped)
 
 
-def _checked(
-    backbone: Backbone, settings: LabelFreeSettings, train: Frames, progress: Progress
-) -> LabelFreeTraining:
+def _checked(backbone: Backbone, settings: LabelFreeSettings, train: Frames, progress: Progress) -> LabelFreeTraining:
     report: Callable[[str], None] = progress.step
     return LabelFreeTraining(backbone, settings, train, report)
 
