@@ -125,4 +125,5 @@ def _mean_jpeg(result: "DemoResult") -> float:
 
 
 def _mean_wire(result: "DemoResult", variant: str) -> float:
-    return sum(photo.split[variant]["wire_bytes"] for photo in result.photographs) / len(result.photographs)
+    total = sum(int(photo.split[variant]["wire_bytes"]) for photo in result.photographs)
+    return total / len(result.photographs)

@@ -66,7 +66,7 @@ class DemoResult:
     def median(self, variant: str, stage: str) -> float:
         """Median milliseconds of a stage over the photographs; ``stage`` is a key of stages_ms, or "link"."""
         reports = [photo.split[variant] for photo in self.photographs]
-        return statistics.median(r["link_ms"] if stage == "link" else r["stages_ms"][stage] for r in reports)
+        return float(statistics.median(r["link_ms"] if stage == "link" else r["stages_ms"][stage] for r in reports))
 
 
 def run_demo(

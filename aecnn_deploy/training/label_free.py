@@ -8,6 +8,7 @@ kept. Algorithm 1 of the paper, with labels, belongs beside this module.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,7 +37,7 @@ def best_device() -> torch.device:
 def has_bfloat16(device: torch.device) -> bool:
     """Whether ``device`` multiplies bfloat16 faster than float32."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
@@ -107,7 +108,7 @@ class LabelFreeTraining:
             at_split.append(y.half())
             self.report("")
         self._teacher = TeacherTensors(torch.cat(entering), torch.cat(at_split), torch.cat(logits) if distils else None)
-        self.importance = channel_importance(self._teacher.at_split.split(_FORWARD_BATCH)).cpu()
+        self.importance = channel_importance(torch.split(self._teacher.at_split, _FORWARD_BATCH)).cpu()
         backbone.cpu()
 
     def train(self, ratio: int) -> SplitModel:
@@ -122,14 +123,16 @@ class LabelFreeTraining:
             settings.bits,
             hidden=settings.hidden,
             repack=settings.repack,
-        ).to(self.device, memory_format=torch.channels_last)
+        )
+        model.to(self.device).to(memory_format=torch.channels_last)
         student = _Student(model, settings.split - settings.trainable_stages)
         student.calibrate(self._teacher.entering)
         scale = self._teacher.at_split[:512].float().var(dim=(0, 2, 3)).clamp_min(1e-6).rsqrt()
         self._match(student, scale)
         if settings.distil.epochs:
             self._distil(student, scale)
-        return model.cpu().eval()
+        model.cpu().eval()
+        return model
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=has_bfloat16(self.device))
@@ -186,10 +189,10 @@ class LabelFreeTraining:
         student.training_mode(True)
         for _ in range(epochs):
             order = torch.randperm(len(self.frames), generator=generator)
-            for rows in order.split(batch)[: self._batches(batch)]:
+            for rows in torch.split(order, batch)[: self._batches(batch)]:
                 optimiser.zero_grad(set_to_none=True)
                 loss = loss_of(rows)
-                loss.backward()
+                torch.autograd.backward(loss)
                 nn.utils.clip_grad_norm_(parameters, _GRADIENT_NORM)
                 optimiser.step()
                 schedule.step()
@@ -216,7 +219,7 @@ class _Student:
     def calibrate(self, entering: Tensor) -> None:
         self.model.quantiser.calibrate(self.stages(entering[:256].float()))
 
-    def parameter_groups(self, learning_rate: float) -> list[dict[str, object]]:
+    def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
         model = self.model
         slow = [*self.stages.parameters(), *model.quantiser.parameters()]  # trained already, or a range
         groups = [
