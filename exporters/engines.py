@@ -93,12 +93,12 @@ def build_engine(
     """
     trt = load_product(target.product)
     log, monitor = _make_log(trt), _make_monitor(trt, note)
-    build = _on_thread(lambda: _build(trt, log, monitor, onnx_file, target, batch))
+    build, builder = _on_thread(lambda: _build(trt, log, monitor, onnx_file, target, batch))
     try:
         build.result()
     except KeyboardInterrupt:  # TensorRT must end before its monitor and this process may
         monitor.cancelled = True
-        build.exception()
+        builder.join()
         raise
     out.write_bytes(build.result())
     spec = EngineSpec(
@@ -168,7 +168,7 @@ def _one_line(text: str, limit: int = 500) -> str:
     return " ".join(text.split())[:limit]
 
 
-def _on_thread(job: Callable[[], memoryview]) -> "Future[memoryview]":
+def _on_thread(job: Callable[[], memoryview]) -> "tuple[Future[memoryview], threading.Thread]":
     """TensorRT's builder is deaf to signals; off the main thread it leaves that one free to hear Ctrl-C."""
     future: Future[memoryview] = Future()
 
@@ -178,8 +178,9 @@ def _on_thread(job: Callable[[], memoryview]) -> "Future[memoryview]":
         except BaseException as exc:
             future.set_exception(exc)
 
-    threading.Thread(target=main, name="engine-builder").start()
-    return future
+    thread = threading.Thread(target=main, name="engine-builder")
+    thread.start()
+    return future, thread
 
 
 def _make_log(trt: Any) -> Any:

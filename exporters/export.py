@@ -129,7 +129,7 @@ class _Job:
         export_onnx(
             head, "head", path, input_shape=self._frame_shape, output_shape=variant.planes, properties=properties
         )
-        planes = reference(head, self._frames)
+        planes = reference(variant.head(fold=False), self._frames)
         self.verified[name] = verify_planes(path, name, self._frames, planes)
         self._progress.step()
         logits: Array | None = None
@@ -143,7 +143,7 @@ class _Job:
                 tail, "tail", path, input_shape=variant.planes, output_shape=self._logit_shape, properties=properties
             )
             if logits is None:  # fp16 is held against fp32 too: that is what it stands in for
-                logits = reference(tail, planes)
+                logits = reference(variant.tail(fold=False), planes)
             self.verified[name] = verify_logits(OnnxRuntimeRunner(path), name, planes, logits, precision)
             self._progress.step()
         assert logits is not None
@@ -162,7 +162,7 @@ class _Job:
             output_shape=self._logit_shape,
             properties=properties,
         )
-        expected = reference(model, self._frames)
+        expected = reference(self._run.full(fold=False), self._frames)
         self.verified[FULL] = verify_logits(OnnxRuntimeRunner(path), FULL, self._frames, expected, "fp32")
         self._progress.step()
 

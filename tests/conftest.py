@@ -1,6 +1,7 @@
 """What all tests share: where the photographs are, and how hard hypothesis works."""
 
 import os
+import signal
 from pathlib import Path
 
 import hypothesis
@@ -11,6 +12,10 @@ ROOT = Path(__file__).resolve().parents[1]
 # A shared machine stalls for longer than any deadline that would find a slow test.
 hypothesis.settings.register_profile("aecnn", deadline=None, print_blob=True)
 hypothesis.settings.load_profile("aecnn")
+
+
+# A job that a shell starts in the background ignores Ctrl-C, and so would every process that these tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _photographs() -> Path | None:

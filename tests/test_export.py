@@ -115,10 +115,10 @@ class SmallVariant:
     accuracy: float | None = None
     agreement: float | None = 1.0
 
-    def head(self) -> nn.Module:
+    def head(self, *, fold: bool = True) -> nn.Module:
         return Head(self.shift)
 
-    def tail(self, *, half: bool = False) -> nn.Module:
+    def tail(self, *, half: bool = False, fold: bool = True) -> nn.Module:
         return Tail(self.scale, half=half)
 
 
@@ -134,7 +134,7 @@ class SmallRun:
     measurements: dict[str, Any] = field(default_factory=lambda: {"agreement": {"small-l1-v1-u8": 1.0}})
     input: InputSpec = SMALL_INPUT
 
-    def full(self) -> nn.Module:
+    def full(self, *, fold: bool = True) -> nn.Module:
         return Full()
 
 
@@ -416,7 +416,7 @@ def test_a_failing_engine_leaves_no_bundle(tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
 
     class Fp32(SmallVariant):  # its fp16 tail is none, and Turing has no FP32 GEMM
-        def tail(self, *, half: bool = False) -> nn.Module:
+        def tail(self, *, half: bool = False, fold: bool = True) -> nn.Module:
             return Tail()
 
     with pytest.raises(ExportError, match="FP32 GEMM is not supported"):

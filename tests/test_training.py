@@ -286,6 +286,7 @@ def test_json_of_a_run_can_be_read_by_others(run: Path) -> None:
     assert document["settings"]["ratios"] == [2, 8]
 
 
+@pytest.mark.data
 def test_the_wheel_s_weights_know_the_caltech_categories_that_are_imagenet_classes(
     backbone: Backbone, caltech101: Path
 ) -> None:

@@ -29,12 +29,12 @@ class Normalise(nn.Module):
 
 
 class DeviceHead(nn.Module):
-    """uint8 (N, H, W, 3) RGB frames → uint8 planes (N, C', h, w)."""
+    """uint8 (N, H, W, 3) RGB frames → uint8 planes (N, C', h, w). ``fold`` false keeps batch norm as it was trained."""
 
-    def __init__(self, model: SplitModel, spec: InputSpec) -> None:
+    def __init__(self, model: SplitModel, spec: InputSpec, *, fold: bool = True) -> None:
         super().__init__()
         self.normalise = Normalise(spec)
-        self.head = fold_batch_norm(model.head)
+        self.head = _copy(model.head, fold)
         self.quantiser = copy.deepcopy(model.quantiser)
         _freeze(self)
 
@@ -45,11 +45,11 @@ class DeviceHead(nn.Module):
 class EdgeTail(nn.Module):
     """uint8 planes (N, C', h, w) → float32 logits (N, classes); ``half`` computes in float16 inside."""
 
-    def __init__(self, model: SplitModel, *, half: bool = False) -> None:
+    def __init__(self, model: SplitModel, *, half: bool = False, fold: bool = True) -> None:
         super().__init__()
         self.quantiser = copy.deepcopy(model.quantiser)
-        self.recovery = fold_batch_norm(model.recovery)
-        self.tail = fold_batch_norm(model.tail)
+        self.recovery = _copy(model.recovery, fold)
+        self.tail = _copy(model.tail, fold)
         _freeze(self)
         if half:
             self.half()
@@ -62,11 +62,11 @@ class EdgeTail(nn.Module):
 class FullModel(nn.Module):
     """uint8 (N, H, W, 3) RGB frames → float32 logits (N, classes): the unsplit model."""
 
-    def __init__(self, backbone: Backbone) -> None:
+    def __init__(self, backbone: Backbone, *, fold: bool = True) -> None:
         super().__init__()
         self.normalise = Normalise(backbone.input)
-        self.stages = fold_batch_norm(backbone.stages)
-        self.classifier = fold_batch_norm(backbone.classifier)
+        self.stages = _copy(backbone.stages, fold)
+        self.classifier = _copy(backbone.classifier, fold)
         _freeze(self)
 
     def forward(self, frames: Tensor) -> Tensor:
@@ -88,6 +88,10 @@ def fold_batch_norm(module: nn.Module) -> nn.Module:
                 setattr(parent, conv_name, fuse_conv_bn_eval(conv, norm))
                 setattr(parent, norm_name, _what_remains(norm))
     return folded
+
+
+def _copy(module: nn.Module, fold: bool) -> nn.Module:
+    return fold_batch_norm(module) if fold else copy.deepcopy(module)
 
 
 def _what_remains(norm: Any) -> nn.Module:

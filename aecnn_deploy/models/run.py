@@ -108,13 +108,13 @@ class TrainedVariant:
     def agreement(self) -> float | None:
         return self.record.agreement
 
-    def head(self) -> DeviceHead:
-        """The device's half, ready to export."""
-        return DeviceHead(self.model, self.input)
+    def head(self, *, fold: bool = True) -> DeviceHead:
+        """The device's half, ready to export; ``fold`` false is what exports are compared with."""
+        return DeviceHead(self.model, self.input, fold=fold)
 
-    def tail(self, *, half: bool = False) -> EdgeTail:
-        """The edge's half, ready to export."""
-        return EdgeTail(self.model, half=half)
+    def tail(self, *, half: bool = False, fold: bool = True) -> EdgeTail:
+        """The edge's half, ready to export; ``fold`` false is what exports are compared with."""
+        return EdgeTail(self.model, half=half, fold=fold)
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,9 +143,9 @@ class Run:
     def measurements(self) -> dict[str, Any]:
         return self.record.measurements
 
-    def full(self) -> FullModel:
-        """The unsplit model, ready to export."""
-        return FullModel(self.backbone)
+    def full(self, *, fold: bool = True) -> FullModel:
+        """The unsplit model, ready to export; ``fold`` false is what exports are compared with."""
+        return FullModel(self.backbone, fold=fold)
 
 
 def describe_variant(backbone: Backbone, model: SplitModel, ratio: int, **measured: Any) -> VariantRecord:

