@@ -109,6 +109,29 @@ def test_training_leaves_the_backbone_the_frozen_stages_and_the_tail_as_they_wer
     assert any(changed)
 
 
+@pytest.mark.parametrize(
+    ("name", "split", "expected"),
+    [
+        ("efficientnet_lite0", 6, {"5.block.conv_pwl.weight", "5.block.bn3.weight", "5.block.bn3.bias"}),
+        ("efficientnet_lite0", 1, {"0.0.weight", "0.1.weight", "0.1.bias"}),
+        ("resnet18", 4, {"3.conv2.weight", "3.bn2.weight", "3.bn2.bias"}),
+    ],
+)
+def test_projection_only_trains_the_last_convolution_and_its_batch_norm(
+    name: str, split: int, expected: set[str], patches: Frames
+) -> None:
+    net = load_backbone(name, "wheel" if name == "efficientnet_lite0" else "random")
+    wanted = settings(backbone=name, split=split, projection_only=True, match=MatchSettings(epochs=1, batch=16))
+    training = LabelFreeTraining(net, wanted, patches[:16], device=torch.device("cpu"))
+    training.prepare()
+    trained = training.train(2).head
+    fresh = SplitModel(net, split, training.train(2).kept, 6, hidden=32, repack=True).head
+    changed = {
+        key for (key, a), b in zip(trained.named_parameters(), fresh.parameters(), strict=True) if not torch.equal(a, b)
+    }
+    assert changed == expected
+
+
 def test_distillation_brings_the_logits_nearer_to_the_unsplit_model_s(
     backbone: Backbone, patches: Frames, matched: SplitModel
 ) -> None:
@@ -167,6 +190,7 @@ def test_every_shipped_config_is_valid(config: Path) -> None:
         ("ratios = []", "ratios"),
         ("ratios = [2, 2]", "name one ratio twice"),
         ("split = 2\ntrainable_stages = 3", "more than the head"),
+        ("trainable_stages = 0\nprojection_only = true", "needs trainable_stages"),
         ("split = 'four'", "split"),
         ("split =", "not valid TOML"),
         ("method = 'algorithm-1'", "method"),

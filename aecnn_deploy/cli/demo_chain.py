@@ -30,8 +30,8 @@ from aecnn_deploy.training.pipeline import Trained, train_on_frames
 from aecnn_deploy.training.samples import cut_patches, write_sample_photographs
 from aecnn_deploy.training.settings import LabelFreeSettings, MatchSettings
 
-SETTINGS = LabelFreeSettings(split=6, ratios=(2, 4), bits=4, hidden=96, match=MatchSettings(epochs=8))
-PATCHES = 800
+SETTINGS = LabelFreeSettings(split=6, ratios=(2, 4), bits=4, hidden=96, match=MatchSettings(epochs=6, batch=16))
+PATCHES = 720
 JPEG_QUALITY = 75
 MAX_PHOTOGRAPHS = 100
 

@@ -3,6 +3,7 @@
 import importlib.metadata
 import os
 import platform
+import textwrap
 from typing import Annotated, Any
 
 import typer
@@ -43,7 +44,9 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON 
         else:
             typer.echo(f"  ok  {name:<13} {extra['for']}")
     for name, reason in document["gpu_runners"].items():
-        typer.echo(f"  {'--' if reason else 'ok'}  {name + ' runner':<22} {reason or 'runs here'}")
+        typer.echo(f"  {'--' if reason else 'ok'}  {name} runner")
+        if reason:
+            typer.echo(textwrap.fill(reason, 78, initial_indent=" " * 6, subsequent_indent=" " * 6))
 
 
 def examine() -> dict[str, Any]:

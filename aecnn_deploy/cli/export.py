@@ -90,9 +90,9 @@ def _document(manifest: "Manifest", out: Path, seconds: float) -> dict[str, Any]
 
 def _print(manifest: "Manifest", out: Path, seconds: float) -> None:
     verified: dict[str, dict[str, Any]] = manifest.measurements["verification"]
-    width = max(map(len, manifest.files))
     for name, entry in manifest.files.items():
-        typer.echo(f"{name:<{width}}  {entry.bytes / 1e6:>8.2f} MB  {_words(verified.get(name))}")
+        typer.echo(f"{name:<66} {entry.bytes / 1e6:>8.2f} MB")
+        typer.echo(f"    {_words(verified.get(name))}")
     typer.echo(f"bundle {manifest.bundle_id[:16]}… in {out}, {seconds:.1f} s")
     typer.echo(f"serve it with: aecnn-deploy serve-edge {out}")
 
@@ -100,10 +100,10 @@ def _print(manifest: "Manifest", out: Path, seconds: float) -> None:
 def _words(item: dict[str, Any] | None) -> str:
     if item is None:
         return "built, not run: it is for another machine's GPU"
-    batches = " and ".join(map(str, item["batches"]))
+    batches = "and ".join(f"{batch} " for batch in item["batches"]).strip()
     if item["differing_share"] is not None:
-        return f"planes equal torch's, {item['differing_share']:.4%} of the values one step off (batch {batches})"
+        return f"planes are torch's but for {item['differing_share']:.4%}, one step off (batch {batches})"
     return (
-        f"logits within {item['largest_difference']:.1e} of torch, top-1 agreement {item['top1_agreement']:.0%} "
-        f"(batch {batches}, {item['runner']})"
+        f"logits within {item['largest_difference']:.1e} of torch's, top-1 agreement "
+        f"{item['top1_agreement']:.0%} (batch {batches})"
     )

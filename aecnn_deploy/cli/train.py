@@ -47,12 +47,16 @@ def train(
     for item in trained.record.variants:
         planes = "×".join(map(str, item.planes))
         typer.echo(
-            f"{item.id:<30} {planes:>12} {item.head_macs / 1e6:>10.1f} {item.agreement or 0:>10.1%} "
+            f"{item.id:<30} {planes:>12} {item.head_macs / 1e6:>10.1f} {_percent(item.agreement):>10} "
             f"{measured['train_s'][item.id]:>8.1f}"
         )
     held_out = measured["photographs"]["held_out"]
     typer.echo(f"agreement: top-1, with the unsplit model, on {held_out} held-out photographs")
     typer.echo(f"run written to {out}; export it with: aecnn-deploy export {out} --out BUNDLE")
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{share:.1%}"
 
 
 def _document(trained: "Trained", out: Path) -> dict[str, Any]:

@@ -125,7 +125,7 @@ class LabelFreeTraining:
             repack=settings.repack,
         )
         model.to(self.device).to(memory_format=torch.channels_last)
-        student = _Student(model, settings.split - settings.trainable_stages)
+        student = _Student(model, settings.split - settings.trainable_stages, settings.projection_only)
         student.calibrate(self._teacher.entering)
         scale = self._teacher.at_split[:512].float().var(dim=(0, 2, 3)).clamp_min(1e-6).rsqrt()
         self._match(student, scale)
@@ -201,14 +201,22 @@ class LabelFreeTraining:
 
 
 class _Student:
-    """The parts of a SplitModel that learn: the head's stages from ``first`` on, the quantiser, recovery."""
+    """The parts of a SplitModel that learn: the head's stages from ``first`` on, the quantiser, recovery.
 
-    def __init__(self, model: SplitModel, first: int) -> None:
+    ``projection_only`` leaves out all of those stages but the last convolution and its batch norm. On a CPU that halves
+    a step: half of it is the backward pass of a depthwise convolution otherwise.
+    """
+
+    def __init__(self, model: SplitModel, first: int, projection_only: bool) -> None:
         self.model = model
         self.stages = model.head[first:]
         model.requires_grad_(False)
         for part in (self.stages, model.quantiser, model.recovery):
             part.requires_grad_(True)
+        if projection_only:
+            self.stages.requires_grad_(False)
+            for layer in _projection(self.stages[-1]):
+                layer.requires_grad_(True)
 
     def recover(self, entering: Tensor) -> Tensor:
         sent = self.stages(entering.float().contiguous(memory_format=torch.channels_last))
@@ -221,7 +229,8 @@ class _Student:
 
     def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
         model = self.model
-        slow = [*self.stages.parameters(), *model.quantiser.parameters()]  # trained already, or a range
+        head = [parameter for parameter in self.stages.parameters() if parameter.requires_grad]
+        slow = [*head, *model.quantiser.parameters()]  # trained already, or a range
         groups = [
             {"params": slow, "lr": learning_rate / 3},
             {"params": list(model.recovery.parameters()), "lr": learning_rate},
@@ -231,6 +240,16 @@ class _Student:
     def training_mode(self, on: bool) -> None:
         """Batch norm of the head keeps the backbone's statistics; recovery's is new and learns its own."""
         self.model.recovery.train(on)
+
+
+def _projection(stage: nn.Module) -> "list[nn.Conv2d | nn.BatchNorm2d]":
+    """The convolution that makes a stage's output, and the batch norm after it; not those of its shortcut."""
+    layers = [
+        layer
+        for name, layer in stage.named_modules()
+        if isinstance(layer, (nn.Conv2d, nn.BatchNorm2d)) and "downsample" not in name
+    ]
+    return layers[-2:]
 
 
 def _match_loss(recovered: Tensor, original: Tensor, scale: Tensor) -> Tensor:

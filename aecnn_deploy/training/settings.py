@@ -45,6 +45,7 @@ class LabelFreeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
     hidden: Positive = 128  # channels inside feature recovery
     repack: bool = True  # recovery may correct the received channels too; false is the paper's FR
     trainable_stages: NotNegative = 1  # the head's last stages that are trained
+    projection_only: bool = False  # of those, only the very last convolution and its batch norm
     photos: Positive = 2000  # at most so many are used
     seed: NotNegative = 0
     match: MatchSettings = MatchSettings()
@@ -53,6 +54,8 @@ class LabelFreeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
     def __post_init__(self) -> None:
         if len(set(self.ratios)) != len(self.ratios):
             raise ValueError(f"ratios {list(self.ratios)} name one ratio twice")
+        if self.projection_only and not self.trainable_stages:
+            raise ValueError("projection_only needs trainable_stages of at least 1")
         if self.trainable_stages > self.split:
             raise ValueError(f"trainable_stages {self.trainable_stages} is more than the head's {self.split} stages")
 
