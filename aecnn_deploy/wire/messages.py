@@ -79,7 +79,7 @@ class Result(msgspec.Struct, frozen=True):
 
     top: list[tuple[Count, float]]  # class index and softmax score, best first
     decode_ms: Milliseconds
-    queue_ms: Milliseconds  # between decoding and the tail's start
+    queue_ms: Milliseconds  # from its arrival to its turn on the tail's thread, before decoding
     tail_ms: Milliseconds
     total_ms: Milliseconds  # from the request's last byte to this message
     in_flight: Count  # requests that the edge has from all devices, this one included
