@@ -2,7 +2,6 @@
 
 import platform
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -73,7 +72,7 @@ def train_on_frames(
     check_run_target(out, replace=replace)
     frames = photographs.frames
     train, held_out = _hold_out(frames, settings.seed)
-    training = _checked(backbone, settings, train, progress)
+    training = LabelFreeTraining(backbone, settings, train, progress.step)
     start_s = time.perf_counter()
     progress.stage("rank channels", training.prepare_steps())
     training.prepare()
@@ -115,11 +114,6 @@ def train_on_frames(
     )
     save_run(out, run, backbone, models, _verification_frames(held_out, train), replace=replace)
     return Trained(run, photographs.skipped)
-
-
-def _checked(backbone: Backbone, settings: LabelFreeSettings, train: Frames, progress: Progress) -> LabelFreeTraining:
-    report: Callable[[str], None] = progress.step
-    return LabelFreeTraining(backbone, settings, train, report)
 
 
 def _hold_out(frames: Frames, seed: int) -> tuple[Frames, Frames]:
