@@ -2,6 +2,7 @@
 
     python -m benchmarks.agreement --data $AECNN_DATA/caltech101                 # trains first, hours on a CPU
     python -m benchmarks.agreement --data $AECNN_DATA/caltech101 --run RUN       # a run of the command below
+    python -m benchmarks.agreement --data $AECNN_DATA/caltech101 --config configs/label-free-quick.toml   # minutes
 
 300 photographs of Caltech-101 are held out (benchmarks/photographs.py); the run is trained, without labels, on others:
 
@@ -42,6 +43,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="the folder caltech101")
     parser.add_argument("--run", type=Path, help="a trained run; not given: train one")
+    parser.add_argument("--config", type=Path, default=CONFIG, help="settings of that training")
     parser.add_argument("--link-training", type=Path, help="only make a folder of links to the training photographs")
     parser.add_argument("--out", type=Path, default=RESULTS, help="where to write the JSON")
     options = parser.parse_args()
@@ -51,7 +53,9 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        run = options.run or _train(link_folder(training, options.data, folder / "training"), folder / "run")
+        run = options.run or _train(
+            options.config, link_folder(training, options.data, folder / "training"), folder / "run"
+        )
         source = link_folder(held_out, options.data, folder / "held-out")
         document = measure(run, source, folder / "bundle")
     write_result(options.out, document)
@@ -62,8 +66,8 @@ def main() -> None:
     print(f"{document['photographs']} photographs, written to {options.out}")
 
 
-def _train(data: Path, out: Path) -> Path:
-    subprocess.run([*COMMAND, "train", str(CONFIG), "--data", str(data), "--out", str(out)], check=True)
+def _train(config: Path, data: Path, out: Path) -> Path:
+    subprocess.run([*COMMAND, "train", str(config), "--data", str(data), "--out", str(out)], check=True)
     return out
 
 
