@@ -1,8 +1,7 @@
-"""The edge as a process of its own: what it answers to good, broken and hostile peers, and how it ends."""
+"""The edge as a process of its own: what it answers to good, broken and hostile peers."""
 
 import http.client
 import json
-import signal
 import socket
 import threading
 import time
@@ -12,30 +11,35 @@ from typing import Any
 
 import numpy as np
 import pytest
-from websockets.exceptions import ConnectionClosed, InvalidStatus
-from websockets.sync.client import ClientConnection, connect
+from websockets.exceptions import InvalidStatus
+from websockets.sync.client import connect
 
-from aecnn_deploy.bundle.manifest import VariantSpec
 from aecnn_deploy.bundle.reader import Bundle, open_bundle
-from aecnn_deploy.codec import PlaneEncoder, coder_names
 from aecnn_deploy.errors import RunnerError, SettingsError
 from aecnn_deploy.runtimes.edge_runners import RunnerOptions, activate_tail
 from aecnn_deploy.runtimes.edge_service import EdgeSettings, top_scores
 from aecnn_deploy.runtimes.frames import read_frame
 from aecnn_deploy.wire import (
-    DeviceSession,
     FailureReceived,
-    GoodbyeReceived,
-    Hello,
     Kind,
     RefusalCode,
     RefusedByEdge,
     ResultReceived,
     Welcomed,
-    WireLimits,
     pack,
 )
 from tests.bundles import SLOW, Edge, make_bundle, make_photos, run_full, serving
+from tests.edge_client import (
+    Client,
+    assert_answers,
+    assert_answers_fast,
+    get,
+    metric,
+    planes_of,
+    post,
+    until_closed,
+    wait_until_no_stream,
+)
 
 
 @pytest.fixture(scope="module")
@@ -56,110 +60,6 @@ def slow(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 def edge(bundle: Bundle) -> Iterator[Edge]:
     with serving(bundle.path) as running:
         yield running
-
-
-class Client:
-    """A device made by hand: the session core on a WebSocket."""
-
-    def __init__(self, edge: Edge, bundle: Bundle, **changes: Any) -> None:
-        variants = [spec.id for spec in bundle.manifest.variants]
-        fields = {
-            "bundle_id": bundle.id,
-            "wire_versions": [1],
-            "variants": variants,
-            "coders": list(coder_names()),
-            "software": "test",
-        }
-        self.session = DeviceSession(Hello(**(fields | changes)), WireLimits())
-        self.socket: ClientConnection = self._stack(edge.url)
-        self.socket.send(self.session.start())
-
-    def _stack(self, url: str) -> ClientConnection:
-        self._context = connect(url + "/v1/stream", compression=None, proxy=None)
-        return self._context.__enter__()
-
-    def __enter__(self) -> "Client":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._context.__exit__(None, None, None)
-
-    def event(self, timeout_s: float = 10.0) -> Any:
-        data = self.socket.recv(timeout=timeout_s)
-        assert isinstance(data, bytes)
-        (event,) = self.session.receive(data)
-        return event
-
-    def ask(self, spec: VariantSpec, index: int, planes: np.ndarray[Any, Any], deadline_ms: int = 0) -> int:
-        encoded = PlaneEncoder(spec.planes, spec.bits).encode(planes)
-        request_id, message = self.session.infer(
-            index, encoded.coder_id, encoded.payload, encoded.raw_bytes, deadline_ms
-        )
-        self.socket.send(message)
-        return request_id
-
-    def close_code(self) -> tuple[int, str]:
-        return until_closed(self.socket)
-
-
-def until_closed(stream: ClientConnection, *messages: bytes | str) -> tuple[int, str]:
-    """Send ``messages`` and read until the edge closes: its close code and reason, (1006, "") for a reset."""
-    try:
-        for message in messages:
-            stream.send(message)
-        while True:
-            stream.recv(timeout=10)
-    except ConnectionClosed as exc:
-        return (exc.rcvd.code, exc.rcvd.reason) if exc.rcvd is not None else (1006, "")
-
-
-def planes_of(spec: VariantSpec, seed: int = 0) -> np.ndarray[Any, Any]:
-    return np.random.default_rng(seed).integers(0, 1 << spec.bits, spec.planes, dtype=np.uint8)
-
-
-def get(edge: Edge, path: str) -> tuple[int, bytes]:
-    connection = http.client.HTTPConnection("127.0.0.1", edge.port, timeout=10)
-    connection.request("GET", path)
-    answer = connection.getresponse()
-    body = answer.read()
-    connection.close()
-    return answer.status, body
-
-
-def post(edge: Edge, body: Any, **headers: str) -> tuple[int, dict[str, Any]]:
-    connection = http.client.HTTPConnection("127.0.0.1", edge.port, timeout=10)
-    connection.request(
-        "POST", "/v1/classify", body=body, headers=headers, encode_chunked="Transfer-Encoding" in headers
-    )
-    answer = connection.getresponse()
-    document = json.loads(answer.read())
-    connection.close()
-    return answer.status, document
-
-
-def metric(edge: Edge, line: str) -> float:
-    for text in get(edge, "/metrics")[1].decode().splitlines():
-        if text.startswith(line + " "):
-            return float(text.removeprefix(line + " "))
-    return 0.0
-
-
-def wait_until_in_flight(edge: Edge, count: int) -> None:
-    end = time.monotonic() + 10
-    while metric(edge, "aecnn_in_flight") < count:
-        assert time.monotonic() < end
-        time.sleep(0.01)
-
-
-def assert_answers(edge: Edge, bundle: Bundle) -> None:
-    """A fresh device is served."""
-    spec = bundle.manifest.variants[0]
-    with Client(edge, bundle) as client:
-        assert isinstance(client.event(), Welcomed)
-        request_id = client.ask(spec, 0, planes_of(spec))
-        event = client.event()
-        assert isinstance(event, ResultReceived)
-        assert event.request_id == request_id
 
 
 def test_health_and_readiness_are_told(edge: Edge, bundle: Bundle) -> None:
@@ -306,15 +206,6 @@ def test_the_same_request_twice_is_a_broken_protocol(slow: Bundle) -> None:
         assert_answers_fast(edge, slow)
 
 
-def assert_answers_fast(edge: Edge, slow: Bundle) -> None:
-    """The variant without the slow tail is served."""
-    spec = slow.manifest.variants[1]
-    with Client(edge, slow) as client:
-        client.event()
-        client.ask(spec, 1, planes_of(spec))
-        assert isinstance(client.event(), ResultReceived)
-
-
 def test_a_message_over_the_limit_is_refused_before_it_is_buffered(edge: Edge, bundle: Bundle) -> None:
     with connect(edge.url + "/v1/stream", compression=None, proxy=None) as bad:
         assert until_closed(bad, bytes(16 << 20))[0] in (1006, 1009)  # the reset may overtake the close frame
@@ -340,96 +231,6 @@ def test_a_plain_get_of_the_stream_and_a_websocket_elsewhere_are_refused(edge: E
     assert get(edge, "/v1/stream")[0] in (404, 426)
     with pytest.raises(InvalidStatus), connect(edge.url + "/v1/other", proxy=None):
         pass
-
-
-def test_a_request_whose_deadline_has_passed_is_not_run(slow: Bundle) -> None:
-    spec = slow.manifest.variants[0]
-    with serving(slow.path) as edge, Client(edge, slow) as client:
-        client.event()
-        first = client.ask(spec, 0, planes_of(spec))
-        late = client.ask(spec, 0, planes_of(spec), deadline_ms=1)
-        events = {event.request_id: event for event in (client.event(), client.event())}
-    assert isinstance(events[first], ResultReceived)
-    assert isinstance(events[late], FailureReceived)
-    assert events[late].failed.code == "deadline"
-
-
-def test_more_than_the_edge_can_hold_is_answered_overloaded(slow: Bundle) -> None:
-    spec = slow.manifest.variants[0]
-    with serving(slow.path, "--max-in-flight", "1") as edge, Client(edge, slow) as one, Client(edge, slow) as two:
-        one.event()
-        two.event()
-        one.ask(spec, 0, planes_of(spec))
-        wait_until_in_flight(edge, 1)
-        two.ask(spec, 0, planes_of(spec))
-        event = two.event()
-        assert isinstance(event, FailureReceived)
-        assert event.failed.code == "overloaded"
-        assert event.failed.retry_after_s
-        assert post(edge, b"x")[0] == 503
-        assert isinstance(one.event(), ResultReceived)
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_drains_what_is_in_flight_and_exits_0(slow: Bundle, number: int) -> None:
-    spec = slow.manifest.variants[0]
-    with serving(slow.path) as edge, Client(edge, slow) as client, Client(edge, slow) as idle:
-        client.event()
-        idle.event()
-        request_id = client.ask(spec, 0, planes_of(spec))
-        wait_until_in_flight(edge, 1)
-        edge.process.send_signal(number)
-        assert isinstance(client.event(), GoodbyeReceived)
-        assert get(edge, "/readyz")[0] == 503  # it still listens, and says that it takes nothing new
-        assert post(edge, b"x")[1]["error"]["code"] == "draining"
-        with Client(edge, slow) as newcomer:
-            refused = newcomer.event()
-            assert isinstance(refused, RefusedByEdge)
-            assert refused.refused.code == "draining"
-        client.socket.send(
-            pack(Kind.INFER, planes_of(spec).tobytes(), request_id=99, variant=0, coder=0, raw_bytes=spec.plane_bytes)
-        )
-        client.session._open_requests.add(99)  # the core would not send it after a GOODBYE
-        events = {event.request_id: event for event in (client.event(), client.event())}
-        assert isinstance(events[request_id], ResultReceived)
-        assert isinstance(events[99], FailureReceived)
-        assert events[99].failed.code == "draining"
-        assert client.close_code()[0] == 1001
-        assert idle.close_code()[0] == 1001
-        _, errors = edge.process.communicate(timeout=20)
-    assert edge.process.returncode == 0
-    assert "Traceback" not in errors
-
-
-def test_what_does_not_end_within_the_drain_time_fails_by_name(slow: Bundle) -> None:
-    spec = slow.manifest.variants[0]
-    with serving(slow.path, "--drain-s", "0.1") as edge, Client(edge, slow) as client:
-        client.event()
-        asked = [client.ask(spec, 0, planes_of(spec)) for _ in range(4)]
-        wait_until_in_flight(edge, len(asked))
-        status, errors = edge.stop()
-        events = [client.event() for _ in range(len(asked) + 1)]
-        assert client.close_code()[0] == 1001
-    failed = [event for event in events if isinstance(event, FailureReceived)]
-    assert failed
-    assert {event.failed.code for event in failed} == {"draining"}
-    assert (status, "Traceback" in errors) == (0, False)
-
-
-def test_a_second_signal_stops_at_once(slow: Bundle) -> None:
-    spec = slow.manifest.variants[0]
-    with serving(slow.path) as edge, Client(edge, slow) as client:
-        client.event()
-        for _ in range(8):
-            client.ask(spec, 0, planes_of(spec))
-        wait_until_in_flight(edge, 8)
-        edge.process.send_signal(signal.SIGINT)
-        assert isinstance(client.event(), GoodbyeReceived)
-        started_s = time.monotonic()
-        status, errors = edge.stop()
-    assert status == 130
-    assert time.monotonic() - started_s < 2.5
-    assert "Traceback" not in errors
 
 
 def test_an_image_posted_is_classified_by_the_unsplit_model(edge: Edge, bundle: Bundle, tmp_path: Path) -> None:
@@ -485,22 +286,6 @@ def test_metrics_count_requests_bytes_and_seconds(bundle: Bundle, tmp_path: Path
         assert metric(edge, "aecnn_in_flight") == 0
 
 
-def test_a_device_that_leaves_takes_its_waiting_requests_with_it(slow: Bundle) -> None:
-    spec = slow.manifest.variants[0]
-    with serving(slow.path) as edge:
-        with Client(edge, slow) as client:
-            client.event()
-            for _ in range(8):
-                client.ask(spec, 0, planes_of(spec))
-            wait_until_in_flight(edge, 8)
-            client.socket.socket.shutdown(socket.SHUT_RDWR)
-        end = time.monotonic() + 5
-        while metric(edge, "aecnn_in_flight"):
-            assert time.monotonic() < end
-            time.sleep(0.05)
-        assert_answers_fast(edge, slow)
-
-
 def test_many_devices_at_once_each_get_their_own_answers(edge: Edge, bundle: Bundle) -> None:
     spec = bundle.manifest.variants[0]
     tail = activate_tail(bundle, spec, RunnerOptions("onnxruntime", threads=1)).runner
@@ -541,9 +326,11 @@ def test_a_silent_peer_is_closed_and_streams_are_counted(bundle: Bundle) -> None
             code, reason = until_closed(silent)
         assert code == 1002
         assert "HELLO" in reason
-        with Client(edge, bundle) as one, Client(edge, bundle) as too_many:
+        wait_until_no_stream(edge)  # the edge counts a stream until it has ended, which is after its close is heard
+        with Client(edge, bundle) as one:
             assert isinstance(one.event(), Welcomed)
-            refused = too_many.event()
+            with Client(edge, bundle) as too_many:
+                refused = too_many.event()
             assert isinstance(refused, RefusedByEdge)
             assert refused.refused.code == "overloaded"
 
@@ -559,17 +346,6 @@ def test_slow_uploads_are_counted_and_ended(bundle: Bundle, tmp_path: Path) -> N
                 assert time.monotonic() < end
             assert slow_client.recv(100).startswith(b"HTTP/1.1 408 ")
         assert post(edge, photo.read_bytes())[0] == 200
-
-
-def test_a_device_that_says_goodbye_still_gets_its_answers(slow: Bundle) -> None:
-    spec = slow.manifest.variants[0]
-    with serving(slow.path) as edge, Client(edge, slow) as client:
-        client.event()
-        client.ask(spec, 0, planes_of(spec))
-        client.ask(slow.manifest.variants[1], 1, planes_of(spec))
-        client.socket.send(client.session.goodbye("done"))
-        assert {type(client.event()), type(client.event())} == {ResultReceived}
-        assert client.close_code()[0] == 1000
 
 
 @pytest.mark.parametrize("setting", [{"port": -1}, {"max_in_flight": 0}, {"drain_s": -1.0}, {"hello_timeout_s": -1.0}])

@@ -48,6 +48,3 @@ class Bar:
         self._bars.advance(self._task, steps)
         if note is not None:
             self._bars.update(self._task, note=note)
-
-    def resize(self, total: int) -> None:
-        self._bars.update(self._task, total=total)

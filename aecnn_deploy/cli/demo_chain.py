@@ -26,7 +26,7 @@ from aecnn_deploy.models.weights import load_backbone
 from aecnn_deploy.runtimes.frames import jpeg_bytes, read_frame
 from aecnn_deploy.runtimes.onnxruntime_runner import OnnxRuntimeRunner
 from aecnn_deploy.runtimes.sources import open_source
-from aecnn_deploy.training.pipeline import Trained, train_on_frames
+from aecnn_deploy.training.pipeline import train_on_frames
 from aecnn_deploy.training.samples import cut_patches, write_sample_photographs
 from aecnn_deploy.training.settings import LabelFreeSettings, MatchSettings
 
@@ -58,7 +58,6 @@ class DemoResult:
 
     bundle: Path
     source: Path
-    trained: Trained
     manifest: Manifest
     photographs: tuple[Photograph, ...]
     tensor_bytes: int  # the float32 tensor at the split
@@ -88,7 +87,7 @@ def run_demo(
     bars.stage("cut patches", patch_count)
     patches = cut_patches(files, patch_count, backbone.input, settings.seed, on_step=bars.step)
     run, bundle_path = out / "run", out / "bundle"
-    trained = train_on_frames(settings, backbone, patches, run, replace=True, progress=bars)
+    train_on_frames(settings, backbone, patches, run, replace=True, progress=bars)
     manifest = export_run(load_run(run), bundle_path, engine=None, variants=None, replace=True, progress=bars)
     bundle = open_bundle(bundle_path)
     bars.stage("unsplit model", len(files))
@@ -105,7 +104,7 @@ def run_demo(
         for index, (file, (label, score, size)) in enumerate(zip(readable, full, strict=True))
     )
     point = backbone.split_point(settings.split)
-    return DemoResult(bundle_path, source, trained, manifest, photographs, point.float32_bytes)
+    return DemoResult(bundle_path, source, manifest, photographs, point.float32_bytes)
 
 
 def _image_files(folder: Path) -> list[Path]:
