@@ -24,7 +24,7 @@ from aecnn_deploy.exporters.export import export_run
 from aecnn_deploy.exporters.onnx_export import MAX_IR_VERSION, OPSET, export_onnx
 from aecnn_deploy.exporters.verify import verify_logits, verify_planes
 from aecnn_deploy.models.run import RunRecord, describe_variant, save_run
-from aecnn_deploy.models.split import SplitModel
+from aecnn_deploy.models.split import pruned_split
 from aecnn_deploy.models.weights import load_backbone
 from aecnn_deploy.runtimes.engine_header import read_engine_header
 from aecnn_deploy.runtimes.onnxruntime_runner import OnnxRuntimeRunner
@@ -155,7 +155,7 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     backbone, frames = load_backbone("efficientnet_lite0"), photographs(224)
     mean, std = (torch.tensor(values)[:, None, None] for values in (backbone.input.mean, backbone.input.std))
     split = 5
-    model = SplitModel(backbone, split, torch.arange(0, 40, 4), 8, repack=True)
+    model = pruned_split(backbone, split, torch.arange(0, 40, 4), 8, repack=True)
     with torch.no_grad():
         model.quantiser.calibrate(model.head((torch.from_numpy(frames).permute(0, 3, 1, 2).float() - mean) / std))
     variant = describe_variant(backbone, model, 4)

@@ -18,7 +18,7 @@ from aecnn_deploy.models.macs import count_macs
 from aecnn_deploy.models.pruning import prune_head, prune_stage
 from aecnn_deploy.models.quantiser import PlaneQuantiser
 from aecnn_deploy.models.recovery import FeatureRecovery
-from aecnn_deploy.models.split import SplitModel
+from aecnn_deploy.models.split import pruned_split
 from aecnn_deploy.models.weights import library_keys, load_backbone
 
 RATIOS = (1, 2, 4, 8, 16, 32, 64)
@@ -81,7 +81,7 @@ def test_head_recovery_and_tail_keep_the_original_shapes_at_every_ratio(name: st
 def test_a_split_at_ratio_1_computes_the_unsplit_model_s_logits(name: str, split: int) -> None:
     net = backbone(name)
     x = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(split))
-    model = SplitModel(net, split, torch.arange(net.split_point(split).channels), 8)
+    model = pruned_split(net, split, torch.arange(net.split_point(split).channels), 8)
     assert (model(x, quantised=False) - net(x)).abs().max() < 1e-5
 
 
@@ -243,7 +243,7 @@ def test_repacking_recovery_starts_by_placing_the_received_channels() -> None:
 def test_exported_modules_compute_what_the_split_network_computes(name: str, split: int) -> None:
     net = backbone(name)
     point = net.split_point(split)
-    model = SplitModel(net, split, some_channels(point.channels, point.channels // 2), 8)
+    model = pruned_split(net, split, some_channels(point.channels, point.channels // 2), 8)
     frames = torch.randint(0, 256, (2, 224, 224, 3), dtype=torch.uint8)
     x = Normalise(net.input)(frames)
     model.quantiser.calibrate(model.head(x))

@@ -34,7 +34,12 @@ FOLDERS = {
     "aecnn_deploy.exporters": "exporters",
     "aecnn_deploy.runtimes": "runtimes",
 }
-DATA = {"aecnn_deploy/py.typed", "aecnn_deploy/models/caltech101_imagenet.json"}
+DATA = {
+    "aecnn_deploy/py.typed",
+    "aecnn_deploy/models/caltech101_imagenet.json",
+    "aecnn_deploy/reports/page.css",
+    "aecnn_deploy/reports/paper_table1.json",
+}
 
 # What a module may lack, by the longest prefix of its name; all others must import with the core dependencies alone.
 MAY_NEED = {

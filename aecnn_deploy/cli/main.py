@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from aecnn_deploy import __version__
-from aecnn_deploy.cli import bundle, demo, doctor, export, run_device, serve_edge, train
+from aecnn_deploy.cli import bundle, demo, doctor, export, report, run_device, serve_edge, train
 from aecnn_deploy.cli.console import say
 from aecnn_deploy.errors import AecnnError, SettingsError
 
@@ -19,7 +19,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-for command in (train, export, bundle, serve_edge, run_device, demo, doctor):
+for command in (train, report, export, bundle, serve_edge, run_device, demo, doctor):
     command.register(app)
 
 
@@ -35,7 +35,7 @@ def _options(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """Split a trained CNN between a device and an edge: train, export, serve, run."""
+    """Split a trained CNN between a device and an edge: train, report, export, serve, run."""
 
 
 def main() -> None:

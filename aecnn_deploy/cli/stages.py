@@ -6,14 +6,16 @@ from aecnn_deploy.cli.console import Bar, progress, say, stderr
 
 
 class StageBars:
-    """What training, export and the demo report to: ``stage`` begins a bar, ``step`` moves it.
+    """What training, export and the demo report to: ``stage`` begins a bar, ``step`` moves it, ``note`` is its text.
 
-    Away from a terminal a stage is one line, so that a log stays readable.
+    Away from a terminal a stage is one line, so that a log stays readable. ``lines``: what a step says is a line of its
+    own, everywhere; for steps that take minutes each.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, lines: bool = False) -> None:
         self._stack = ExitStack()
         self._bar: Bar | None = None
+        self._lines = lines
 
     def __enter__(self) -> "StageBars":
         return self
@@ -32,5 +34,8 @@ class StageBars:
             self._bar.advance(0, text)
 
     def step(self, note: str = "") -> None:
+        if self._lines and note:
+            say(note)
+            note = ""
         if self._bar:
             self._bar.advance(1, note or None)

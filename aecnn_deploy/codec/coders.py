@@ -18,6 +18,7 @@ Payload = bytes | memoryview
 
 DEFAULT_LEVEL = 3
 MIN_LEVEL, MAX_LEVEL = 1, 22
+_LONG_MATCH = 7  # the longest that zstd's fast strategy may ask for
 MAX_WINDOW_BYTES = 8 << 20  # what RFC 8878 asks every decoder to support, and all that this one takes
 
 
@@ -88,8 +89,19 @@ def _zstd_encode(layout: PlaneLayout, level: int) -> Encode:
     if not MIN_LEVEL <= level <= MAX_LEVEL:
         raise SettingsError(f"zstd has the levels {MIN_LEVEL} to {MAX_LEVEL}, got {level}")
     # The message has a checksum of its own, and the level's own window shrinks to the planes' size.
-    compressor = zstandard.ZstdCompressor(level=level, write_content_size=True, write_checksum=False)
-    return lambda planes: compressor.compress(planes.data)
+    matching = zstandard.ZstdCompressor(level=level, write_content_size=True, write_checksum=False)
+    # Planes of few bits are noise to a dictionary coder: its short matches cost more than the literals that they stand
+    # for. With long matches only, zstd's entropy coder does the work; the smaller of both frames is sent.
+    parameters = zstandard.ZstdCompressionParameters.from_level(
+        level, min_match=_LONG_MATCH, strategy=zstandard.STRATEGY_FAST, write_content_size=1, write_checksum=0
+    )
+    entropy = zstandard.ZstdCompressor(compression_params=parameters)
+
+    def encode(planes: Planes) -> bytes:
+        a, b = matching.compress(planes.data), entropy.compress(planes.data)
+        return a if len(a) <= len(b) else b
+
+    return encode
 
 
 def _zstd_decode(layout: PlaneLayout) -> Decode:

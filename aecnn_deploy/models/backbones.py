@@ -14,6 +14,8 @@ from aecnn_deploy.errors import ModelError
 from aecnn_deploy.models.macs import on_meta
 from aecnn_deploy.optional import require
 
+IMAGENET_CLASSES = 1000
+
 Stages = list[tuple[str, nn.Module]]
 
 
@@ -67,6 +69,13 @@ class Backbone(nn.Module):
         if not 1 <= split <= len(self.split_points):
             raise ModelError(f"{self.name} has no split point {split}; choose 1 to {len(self.split_points)}")
         return self.split_points[split - 1]
+
+    def new_classifier(self, classes: int) -> None:
+        """Replace the last layer by an untrained one for ``classes`` classes."""
+        layers = list(self.classifier.children())
+        last = layers[-1]
+        assert isinstance(last, nn.Linear)
+        self.classifier = nn.Sequential(*layers[:-1], nn.Linear(last.in_features, classes))
 
     def head(self, split: int) -> nn.Sequential:
         """The stages up to and including ``split``, the same modules as the backbone's."""
@@ -161,8 +170,11 @@ def backbone_spec(name: str) -> BackboneSpec:
         raise ModelError(f"unknown backbone {name!r}; choose one of {', '.join(BACKBONES)}") from None
 
 
-def build_backbone(name: str) -> Backbone:
+def build_backbone(name: str, classes: int = IMAGENET_CLASSES) -> Backbone:
     """The backbone ``name`` with random weights, in eval mode. Raises ModelError: unknown name."""
     spec = backbone_spec(name)
     stages, classifier = spec.stages()
-    return Backbone(name, stages, classifier, spec.input).eval()
+    backbone = Backbone(name, stages, classifier, spec.input)
+    if classes != IMAGENET_CLASSES:
+        backbone.new_classifier(classes)
+    return backbone.eval()

@@ -27,6 +27,21 @@ class PlaneQuantiser(nn.Module):
         scaled = ((x - low) / step).clamp(0, self.levels)
         return (scaled + (scaled.round() - scaled).detach()) * step + low
 
+    def entropy_bits(self, x: Tensor) -> Tensor:
+        """Order-0 entropy of what x is quantised to, in bits a value, all channels in one histogram; differentiable.
+
+        Each value counts for the two levels around it, by its nearness to them. A byte-wise lossless coder that keeps
+        one table for a message comes near this.
+        """
+        step, low = torch.exp(self.log_step)[:, None, None], self.low[:, None, None]
+        scaled = ((x.float() - low) / step).clamp(0, self.levels).flatten()
+        below = scaled.detach().floor().clamp_max(self.levels - 1)
+        share = scaled - below
+        index = below.long()
+        histogram = scaled.new_zeros(self.levels + 1).index_add(0, index, 1 - share).index_add(0, index + 1, share)
+        probability = histogram / scaled.numel()
+        return -(probability * torch.log2(probability.clamp_min(1e-9))).sum()
+
     def quantise(self, x: Tensor) -> Tensor:
         """uint8 planes (N, C', H, W)."""
         scaled = (x - self.low[:, None, None]) * torch.exp(-self.log_step)[:, None, None]

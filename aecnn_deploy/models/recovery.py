@@ -1,9 +1,11 @@
 """Feature recovery: the pruned channels, generated on the edge from the received ones (AECNN eq. 9)."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from aecnn_deploy.errors import ModelError
+from aecnn_deploy.models.strided import ResidualBlock
 
 
 class FeatureRecovery(nn.Module):
@@ -11,12 +13,23 @@ class FeatureRecovery(nn.Module):
 
     A light CNN (3×3 convolution, batch norm, ReLU, 3×3 convolution) makes each pruned channel from *all* received
     ones. With ``repack`` false the received channels pass unchanged (the paper's FR). With ``repack`` true the network
-    corrects them too, so that a trained head may put into its planes whatever serves the tail best.
+    corrects them too, so that a trained head may put into its planes whatever serves the tail best. ``depth``: residual
+    blocks between the two convolutions. ``silent``: the generated channels begin as zeros, so that the network begins
+    as the pruned one without recovery (Algorithm 1's last step).
     """
 
     order: Tensor
 
-    def __init__(self, channels: int, kept: Tensor, *, hidden: int = 64, repack: bool = False) -> None:
+    def __init__(
+        self,
+        channels: int,
+        kept: Tensor,
+        *,
+        hidden: int = 64,
+        repack: bool = False,
+        depth: int = 0,
+        silent: bool = False,
+    ) -> None:
         super().__init__()
         received = len(kept)
         if not 1 <= received <= channels or int(kept[-1]) >= channels:
@@ -27,14 +40,19 @@ class FeatureRecovery(nn.Module):
         self.register_buffer("order", torch.argsort(torch.cat([kept, pruned])))
         self.repack = repack
         generated = channels if repack else channels - received
-        self.generate: nn.Module | None = None
+        self.generate: nn.Sequential | None = None
         if len(pruned):
+            last = nn.Conv2d(hidden, generated, 3, padding=1)
             self.generate = nn.Sequential(
                 nn.Conv2d(received, hidden, 3, padding=1, bias=False),
                 nn.BatchNorm2d(hidden),
                 nn.ReLU(inplace=True),
-                nn.Conv2d(hidden, generated, 3, padding=1),
+                *(ResidualBlock(hidden) for _ in range(depth)),
+                last,
             )
+            if silent:
+                nn.init.zeros_(last.weight)
+                torch.nn.init.zeros_(last.get_parameter("bias"))
         if repack and len(pruned):
             self.place = nn.Conv2d(received, channels, 1, bias=False)
             with torch.no_grad():
@@ -49,3 +67,22 @@ class FeatureRecovery(nn.Module):
             placed: Tensor = self.place(received)
             return placed + generated
         return torch.index_select(torch.cat([received, generated], dim=1), 1, self.order)
+
+
+class ZeroFill(nn.Module):
+    """(N, C', H, W) received → (N, C, H, W) with zeros for the pruned channels: no recovery at all (CA_Pruned).
+
+    What follows adds nothing for them, as if the filters that read them had been removed.
+    """
+
+    order: Tensor
+
+    def __init__(self, channels: int, kept: Tensor) -> None:
+        super().__init__()
+        keeps = set(kept.tolist())
+        pruned = torch.tensor([c for c in range(channels) if c not in keeps], dtype=torch.int64)
+        self.register_buffer("order", torch.argsort(torch.cat([kept, pruned])))
+        self.missing = len(pruned)
+
+    def forward(self, received: Tensor) -> Tensor:
+        return torch.index_select(F.pad(received, (0, 0, 0, 0, 0, self.missing)), 1, self.order)

@@ -6,8 +6,10 @@ variants/<id>.safetensors    kept channels, head, quantiser, recovery (and the t
 frames.npy                   uint8 (n, H, W, 3): real photographs, as a device would see them
 """
 
+import io
 import shutil
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,11 +24,12 @@ from aecnn_deploy.errors import RunFormatError, TrainingError
 from aecnn_deploy.models.backbones import Backbone, build_backbone
 from aecnn_deploy.models.deploy import DeviceHead, EdgeTail, FullModel
 from aecnn_deploy.models.macs import count_macs
-from aecnn_deploy.models.split import SplitModel, variant_id
+from aecnn_deploy.models.results import write_atomically, write_json
+from aecnn_deploy.models.split import Kind, SplitDesign, SplitModel, design_id
 from aecnn_deploy.optional import require
 
 RUN_FORMAT = 1
-_RUN = "run.json"
+RUN_FILE = "run.json"
 
 
 class VariantRecord(msgspec.Struct, frozen=True):
@@ -45,6 +48,26 @@ class VariantRecord(msgspec.Struct, frozen=True):
     tail_trained: bool = False
     accuracy: float | None = None
     agreement: float | None = None
+    wire_bytes: float | None = None  # mean bytes of a message with its WebSocket frame, on the test split
+    kind: Kind = "aecnn"
+    depth: int = 0
+    reuse: int = 0
+    layers: tuple[tuple[int, ...], ...] = ()
+
+    @property
+    def design(self) -> SplitDesign:
+        """What the network is built from."""
+        return SplitDesign(
+            kind=self.kind,
+            split=self.split,
+            planes=self.planes[0],
+            bits=self.bits,
+            hidden=self.hidden,
+            depth=self.depth,
+            repack=self.repack,
+            reuse=self.reuse,
+            layers=self.layers,
+        )
 
 
 class RunRecord(msgspec.Struct, frozen=True):
@@ -149,17 +172,21 @@ class Run:
 
 
 def describe_variant(backbone: Backbone, model: SplitModel, ratio: int, **measured: Any) -> VariantRecord:
-    """The record of a trained network; ``measured`` sets agreement, accuracy or tail_trained."""
-    point = backbone.split_point(model.split)
+    """The record of a trained network; ``measured`` sets agreement, accuracy, wire_bytes or tail_trained."""
+    point, design = backbone.split_point(model.split), model.design
     shape = (1, 3, backbone.input.height, backbone.input.width)
     return VariantRecord(
-        id=variant_id(backbone.name, model.split, ratio, model.bits),
+        id=design_id(backbone.name, design, ratio),
         split=model.split,
         split_name=point.name,
         ratio=ratio,
         bits=model.bits,
-        hidden=model.hidden,
-        repack=model.repack,
+        kind=design.kind,
+        hidden=design.hidden,
+        depth=design.depth,
+        repack=design.repack,
+        reuse=design.reuse,
+        layers=design.layers,
         planes=model.planes_shape,
         head_macs=count_macs(model.head, shape),
         full_macs=count_macs(backbone, shape),
@@ -173,7 +200,7 @@ def check_run_target(out: Path, *, replace: bool) -> None:
         return
     if not replace:
         raise TrainingError(f"{out} exists; choose another --out, or add --force to replace it")
-    if not out.is_dir() or (any(out.iterdir()) and not (out / _RUN).is_file()):
+    if not out.is_dir() or (any(out.iterdir()) and not (out / RUN_FILE).is_file()):
         raise TrainingError(f"{out} exists and holds no run: not replaced; choose another --out")
 
 
@@ -194,7 +221,7 @@ def save_run(
         partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.partial-", dir=parent))
         try:
             partial.chmod(0o755)
-            _write(partial, record, backbone, models, frames)
+            write_run_files(partial, record, backbone, models, frames)
             if out.exists():
                 old = partial.with_name(partial.name + ".old")
                 out.rename(old)
@@ -208,28 +235,40 @@ def save_run(
         raise TrainingError(f"cannot write {out}: {exc.strerror}") from None
 
 
-def _write(
+def write_run_files(
     folder: Path,
     record: RunRecord,
     backbone: Backbone,
     models: dict[str, SplitModel],
     frames: npt.NDArray[np.uint8],
 ) -> None:
-    safetensors = require("safetensors.torch", why="writing a training run")
-    safetensors.save_file(_contiguous(backbone.state_dict()), folder / "backbone.safetensors")
-    (folder / "variants").mkdir()
+    """The same into a folder that stands, each file beside its place and renamed; run.json comes last.
+
+    Raises TrainingError: the disk refuses.
+    """
+    write_atomically(folder / "backbone.safetensors", dump_tensors(backbone.state_dict()))
     for variant in record.variants:
-        state = models[variant.id].state_dict()
-        if not variant.tail_trained:
-            state = {key: value for key, value in state.items() if not key.startswith("tail.")}
-        safetensors.save_file(_contiguous(state), folder / "variants" / f"{variant.id}.safetensors")
-    np.save(folder / "frames.npy", frames)
-    text = msgspec.json.format(msgspec.json.encode(record), indent=1)
-    (folder / _RUN).write_bytes(text + b"\n")
+        state = _state_of(models[variant.id], variant)
+        write_atomically(folder / "variants" / f"{variant.id}.safetensors", dump_tensors(state))
+    content = io.BytesIO()
+    np.save(content, frames)
+    write_atomically(folder / "frames.npy", content.getvalue())
+    write_json(folder / RUN_FILE, record)
 
 
-def _contiguous(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {key: value.detach().contiguous().clone() for key, value in state.items()}
+def _state_of(model: SplitModel, variant: VariantRecord) -> dict[str, Tensor]:
+    state = model.state_dict()
+    if variant.tail_trained:
+        return state
+    return {key: value for key, value in state.items() if not key.startswith("tail.")}
+
+
+def dump_tensors(state: Mapping[str, Tensor]) -> bytes:
+    """The tensors as the bytes of a safetensors file."""
+    safetensors = require("safetensors.torch", why="writing a training run")
+    copies = {key: value.detach().cpu().contiguous().clone() for key, value in state.items()}
+    content: bytes = safetensors.save(copies)
+    return content
 
 
 def load_run(path: Path | str) -> Run:
@@ -238,7 +277,7 @@ def load_run(path: Path | str) -> Run:
     safetensors = require("safetensors.torch", why="reading a training run")
     record = read_record(path)
     try:
-        backbone = build_backbone(record.backbone)
+        backbone = build_backbone(record.backbone, len(record.labels))
         backbone.load_state_dict(safetensors.load_file(path / "backbone.safetensors"))
         variants = tuple(
             TrainedVariant(item, _load_variant(backbone, path, item, safetensors), record.input)
@@ -259,9 +298,11 @@ def load_run(path: Path | str) -> Run:
 
 def read_record(path: Path) -> RunRecord:
     """run.json alone. Raises RunFormatError."""
-    source = path / _RUN
+    source = path / RUN_FILE
+    if not source.is_file() and (path / "settings.json").is_file():
+        raise RunFormatError(f"{path} is a run that is not finished; go on with it: aecnn-deploy train … --resume")
     if not source.is_file():
-        raise RunFormatError(f"{path} is not a training run: it has no {_RUN}; make one with: aecnn-deploy train")
+        raise RunFormatError(f"{path} is not a training run: it has no {RUN_FILE}; make one with: aecnn-deploy train")
     try:
         record = msgspec.json.decode(source.read_bytes(), type=RunRecord)
     except (msgspec.DecodeError, msgspec.ValidationError) as exc:
@@ -273,7 +314,7 @@ def read_record(path: Path) -> RunRecord:
 
 def _load_variant(backbone: Backbone, path: Path, item: VariantRecord, safetensors: Any) -> SplitModel:
     state = safetensors.load_file(path / "variants" / f"{item.id}.safetensors")
-    model = SplitModel(backbone, item.split, state["kept"], item.bits, hidden=item.hidden, repack=item.repack)
+    model = SplitModel(backbone, item.design, state["kept"])
     if not item.tail_trained:
         state |= {f"tail.{key}": value for key, value in model.tail.state_dict().items()}
     model.load_state_dict(state)

@@ -19,7 +19,7 @@ from aecnn_deploy.errors import TrainingError
 from aecnn_deploy.models.attention import channel_importance, kept_channels
 from aecnn_deploy.models.backbones import Backbone
 from aecnn_deploy.models.deploy import Normalise
-from aecnn_deploy.models.split import SplitModel
+from aecnn_deploy.models.split import SplitModel, pruned_split
 from aecnn_deploy.training.photographs import Frames
 from aecnn_deploy.training.settings import LabelFreeSettings
 
@@ -116,7 +116,7 @@ class LabelFreeTraining:
         settings = self.settings
         point = self.backbone.split_point(settings.split)
         torch.manual_seed(settings.seed)
-        model = SplitModel(
+        model = pruned_split(
             self.backbone,
             settings.split,
             kept_channels(self.importance, point.kept_channels(ratio)),

@@ -3,16 +3,19 @@
 import difflib
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import msgspec
 from msgspec import Meta
 
+from aecnn_deploy.bundle.manifest import InputSpec
 from aecnn_deploy.errors import SettingsError
 
 Positive = Annotated[int, Meta(ge=1)]
 NotNegative = Annotated[int, Meta(ge=0)]
 Rate = Annotated[float, Meta(gt=0)]
+Share = Annotated[float, Meta(ge=0, lt=1)]
+Bits = Annotated[int, Meta(ge=1, le=8)]
 
 
 class MatchSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -60,7 +63,134 @@ class LabelFreeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
             raise ValueError(f"trainable_stages {self.trainable_stages} is more than the head's {self.split} stages")
 
 
-def read_settings(path: Path) -> LabelFreeSettings:
+class FitSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One stage of training."""
+
+    epochs: NotNegative = 10
+    batch: Positive = 32
+    learning_rate: Rate = 1e-3
+    patience: NotNegative = 0  # epochs without better validation accuracy before the stage ends; 0: never
+
+
+class DistilLossSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What the end-to-end stage of the faster path minimises."""
+
+    temperature: Rate = 2.0
+    labels: Annotated[float, Meta(ge=0)] = 0.5  # weight of the labels' cross-entropy beside the distillation
+    match: Annotated[float, Meta(ge=0)] = 0.5  # weight of the matching loss at the start; it falls to zero
+    rate: Annotated[float, Meta(ge=0)] = 2.0  # a kilobyte over target_bytes costs so much
+
+
+class DataSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The split of the data set: stratified by category, drawn with ``seed``."""
+
+    validation: Share = 0.1
+    test: Share = 0.15
+    seed: NotNegative = 0
+    train_limit: NotNegative = 0  # at most so many training images, of each category its share; 0: all
+
+
+Arm = Literal["aecnn", "aecnn-fast", "bottlenetpp", "random", "l1", "se", "cbam", "jpeg-features"]
+
+
+class SweepSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Arms trained for every combination; combinations that two sweeps name are trained once."""
+
+    arms: Annotated[tuple[Arm, ...], Meta(min_length=1)] = ("aecnn",)
+    splits: Annotated[tuple[Positive, ...], Meta(min_length=1)] = (6,)
+    ratios: Annotated[tuple[Positive, ...], Meta(min_length=1)] = (4,)
+    bits: Annotated[tuple[Bits, ...], Meta(min_length=1)] = (8,)
+    seeds: Annotated[tuple[NotNegative, ...], Meta(min_length=1)] = (0,)
+
+
+class StridedSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One purpose-made strided head, by the faster path."""
+
+    name: Annotated[str, Meta(pattern="^[a-z0-9-]+$")]
+    split: Positive = 9  # the tail begins after this split point
+    planes: Positive = 8
+    bits: Bits = 4
+    reuse: NotNegative = 0  # so many stages of the backbone come first
+    layers: tuple[tuple[Positive, ...], ...] = ()  # [channels, kernel, stride] or with a fourth number: expansion
+    hidden: Positive = 128
+    depth: NotNegative = 2
+    target_bytes: NotNegative = 0  # bytes a frame that the rate term aims at; 0: no rate term
+    train_tail: bool = True
+    epochs: NotNegative = 0  # of the end-to-end stage; 0: as [distil] says
+    match_epochs: NotNegative | None = None  # of the first stage; not given: as [match] says
+    fresh_views: bool = False  # new random views in every epoch, whatever [views] says
+    distillation: bool = True  # false: the labels alone in the second stage
+    seeds: Annotated[tuple[NotNegative, ...], Meta(min_length=1)] = (0,)
+    ablation: str = ""  # what this one leaves out: a row of the ablation table only
+
+
+class CodecSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Full offloading of the resized frame; the classifier is fine-tuned on frames of this codec and side."""
+
+    codecs: Annotated[tuple[Literal["jpeg", "webp", "avif"], ...], Meta(min_length=1)] = ("jpeg", "webp", "avif")
+    sides: Annotated[tuple[Positive, ...], Meta(min_length=1)] = (224, 160, 112, 80)
+    seeds: Annotated[tuple[NotNegative, ...], Meta(min_length=1)] = (0,)
+
+
+class Algorithm1Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Algorithm 1 with labels, its faster path, and the baselines, on one data set."""
+
+    method: Literal["algorithm1"]
+    backbone: str = "efficientnet_lite0"
+    weights: str | None = None  # None: the backbone's default source
+    resize_short: Positive | None = None  # pixels of a photograph's shorter side before the centre crop
+    freeze: NotNegative = 0  # so many first stages keep their pretrained weights in every network
+    views: NotNegative = 0  # random views of each image that are kept; 0: new ones in every epoch
+    shared_unsplit: bool = False  # all seeds begin with the first seed's unsplit network
+    augment: Literal["none", "flip", "crop"] = "crop"
+    label_smoothing: Share = 0.1
+    hidden: Positive = 64  # channels inside feature recovery
+    data: DataSettings = DataSettings()
+    unsplit: FitSettings = FitSettings()  # fine-tune the unsplit network
+    attention: FitSettings = FitSettings()  # with channel attention inserted; for SE and CBAM too
+    prune: FitSettings = FitSettings()  # CA_Pruned; for BottleNet++ its module with a frozen base
+    recover: FitSettings = FitSettings()  # AECNN; for BottleNet++ the joint phase
+    match: FitSettings = FitSettings(learning_rate=0.01)  # faster path: the tensor at the split, no tail is run
+    distil: FitSettings = FitSettings()  # faster path: end to end, from the unsplit model
+    distil_loss: DistilLossSettings = DistilLossSettings()
+    codec: FitSettings = FitSettings()  # the classifier on coded frames
+    recovery_depth: NotNegative = 0  # residual blocks inside the faster path's feature recovery
+    sweep: tuple[SweepSettings, ...] = ()
+    strided: tuple[StridedSettings, ...] = ()
+    codecs: tuple[CodecSettings, ...] = ()
+    late_splits: tuple[Positive, ...] = ()
+    late_bits: tuple[Bits, ...] = (8, 4)
+    local_int8: bool = False
+
+    def __post_init__(self) -> None:
+        if self.augment == "none" and self.views > 1:
+            raise ValueError('augment = "none" has one view of each image; set views to 0 or 1')
+        names = [item.name for item in self.strided]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"two strided heads are named {name!r}")
+
+    def input_spec(self, spec: InputSpec) -> InputSpec:
+        """The backbone's own preparation of a photograph, with what these settings change."""
+        if self.resize_short is None:
+            return spec
+        if self.resize_short < spec.height:
+            raise SettingsError(f"resize_short {self.resize_short} is below the {spec.height} pixels of the crop")
+        return msgspec.structs.replace(spec, resize_short=self.resize_short)
+
+
+def seeds_of(settings: Algorithm1Settings) -> tuple[int, ...]:
+    """All seeds that the settings name, ascending; 0 where they name none."""
+    groups: tuple[SweepSettings | StridedSettings | CodecSettings, ...]
+    groups = (*settings.sweep, *settings.strided, *settings.codecs)
+    return tuple(sorted({seed for group in groups for seed in group.seeds})) or (0,)
+
+
+Settings = LabelFreeSettings | Algorithm1Settings
+_METHODS: dict[str, type[Settings]] = {"label-free": LabelFreeSettings, "algorithm1": Algorithm1Settings}
+
+
+def read_settings(path: Path) -> Settings:
     """The settings in a TOML file. Raises SettingsError: no such file, not TOML, an unknown key, a bad value."""
     try:
         document = tomllib.loads(path.read_text())
@@ -68,9 +198,13 @@ def read_settings(path: Path) -> LabelFreeSettings:
         raise SettingsError(f"cannot read {path}: {exc.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
         raise SettingsError(f"{path} is not valid TOML: {exc}") from None
-    _check_keys(path, document, LabelFreeSettings, "")
+    method = document.get("method", "label-free")
+    if not isinstance(method, str) or method not in _METHODS:
+        raise SettingsError(f"{path}: unknown method {method!r}; choose one of {', '.join(_METHODS)}")
+    kind = _METHODS[method]
+    _check_keys(path, document, kind, "")
     try:
-        return msgspec.convert(document, LabelFreeSettings)
+        return msgspec.convert(document, kind)
     except msgspec.ValidationError as exc:
         raise SettingsError(f"{path}: {exc}") from None
 
@@ -84,5 +218,10 @@ def _check_keys(path: Path, table: dict[str, Any], struct: type[msgspec.Struct],
             hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
             raise SettingsError(f"{path}: unknown key {prefix + key!r}; {hint}")
         inner = known[key]
-        if isinstance(value, dict) and isinstance(inner, type) and issubclass(inner, msgspec.Struct):
-            _check_keys(path, value, inner, f"{prefix}{key}.")
+        items = value if isinstance(value, list) else [value]
+        if get_origin(inner) is tuple:  # an array of tables
+            inner = get_args(inner)[0]
+        if isinstance(inner, type) and issubclass(inner, msgspec.Struct):
+            for item in items:
+                if isinstance(item, dict):
+                    _check_keys(path, item, inner, f"{prefix}{key}.")

@@ -1,0 +1,48 @@
+"""``aecnn-deploy report``: what training runs measured, as one page."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from aecnn_deploy.cli.console import print_json
+from aecnn_deploy.optional import require
+
+EXAMPLE = "Example: aecnn-deploy report run --out report"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to ``app``."""
+    app.command("report", epilog=EXAMPLE)(report)
+
+
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Folders that 'aecnn-deploy train' wrote; they are merged.")],
+    out: Annotated[Path, typer.Option(help="The report to write, a folder. An earlier report there is replaced.")],
+    force: Annotated[
+        bool, typer.Option("--force", help="Write into a folder that holds something else; files of other names stay.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print every number as one JSON document.")] = False,
+) -> None:
+    """Write one self-contained page: Table I beside the paper's numbers, baselines, rate against accuracy, costs.
+
+    The folder holds index.html (figures inside it, nothing to load), the figures as PNG, and report.json.
+    """
+    for module in ("matplotlib", "torch"):
+        require(module, why="writing a report", extra="train")
+    from aecnn_deploy.reports.report import NUMBERS, PAGE, make_report
+
+    document = make_report(runs, out, replace=force)
+    if as_json:
+        print_json(document)
+        return
+    for item in document["backbones"]:
+        typer.echo(
+            f"{item['backbone']}: {len(item['points'])} points, {len(item['claim_failures'])} claims do not hold"
+        )
+        for line in item["verdicts"]:
+            typer.echo(f"  {line}")
+        if not all(run["finished"] for run in item["runs"]):
+            typer.echo("  one of its runs is unfinished")
+    pictures = sum(name.endswith(".png") for name in document["files"])
+    typer.echo(f"report written to {out}: {PAGE}, {pictures} figures, {NUMBERS}")

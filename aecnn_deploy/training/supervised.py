@@ -1,0 +1,200 @@
+"""A run with labels: its folder, its tasks, and the run that an export reads.
+
+settings.json   the settings as they were read       data.json   the split, file by file
+setup.json      where the photographs are            tasks/, results/, rankings/   see checkpoints.py, models/results.py
+run.json, backbone.safetensors, variants/, frames.npy   written when every task is done: what an export reads
+"""
+
+import functools
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, TypeVar
+
+import msgspec
+
+from aecnn_deploy.errors import TrainingError
+from aecnn_deploy.models.backbones import backbone_spec, build_backbone
+from aecnn_deploy.models.results import ResultRow, read_results, write_json
+from aecnn_deploy.models.run import RUN_FILE, check_run_target
+from aecnn_deploy.training import algorithm1, fast
+from aecnn_deploy.training.assemble import assemble_run
+from aecnn_deploy.training.codec_arms import measure_feature_jpeg, measure_local_int8, train_codec
+from aecnn_deploy.training.dataset import (
+    DataSplit,
+    LabelledPhotographs,
+    limit_training,
+    load_labelled,
+    read_split,
+    split_record,
+    stratified_split,
+)
+from aecnn_deploy.training.progress import Progress
+from aecnn_deploy.training.settings import Algorithm1Settings
+from aecnn_deploy.training.sweep import SweepOutcome, SweepTask, run_sweep
+from aecnn_deploy.training.tasks import Task, tasks_of
+from aecnn_deploy.training.workshop import Workshop, no_report
+
+_T = TypeVar("_T")
+
+KINDS: Mapping[str, Callable[[Workshop, Task], None]] = MappingProxyType(
+    {
+        "unsplit": algorithm1.train_unsplit,
+        "rank": algorithm1.rank_channels,
+        "pruned": algorithm1.train_pruned,
+        "aecnn": algorithm1.train_recovery,
+        "bottlenetpp": algorithm1.train_bottlenet,
+        "late-split": algorithm1.measure_late,
+        "fast": fast.train_fast,
+        "strided": fast.train_strided,
+        "codec": train_codec,
+        "jpeg-features": measure_feature_jpeg,
+        "local-int8": measure_local_int8,
+    }
+)
+_SETTINGS, _DATA, _SETUP = "settings.json", "data.json", "setup.json"
+# A run may grow by these; all else decides what its tasks are.
+_GROWING = ("sweep", "strided", "codecs", "late_splits", "late_bits", "local_int8")
+
+
+class Setup(msgspec.Struct, frozen=True):
+    """setup.json: where the photographs are, and where their decoded frames are kept."""
+
+    root: str
+    cache: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Supervised:
+    """What a run ended with; ``failed`` by task."""
+
+    rows: tuple[ResultRow, ...]
+    failed: dict[str, str]
+    skipped: tuple[str, ...]
+
+
+def train_supervised(
+    settings: Algorithm1Settings,
+    root: Path,
+    out: Path,
+    *,
+    resume: bool,
+    replace: bool,
+    jobs: int = 1,
+    ray_address: str | None = None,
+    cache: Path | None = None,
+    progress: Progress,
+) -> Supervised:
+    """Train all that ``settings`` name on the categories under ``root``, in the folder ``out``.
+
+    ``resume``: go on with the run that stands there; it may have grown. Raises SettingsError, SourceError, ModelError,
+    TrainingError; what is done stays on disk.
+    """
+    spec = settings.input_spec(backbone_spec(settings.backbone).input)
+    tasks = tasks_of(settings, build_backbone(settings.backbone))
+    begun = (out / _SETTINGS).is_file()
+    if begun and not resume and not replace:
+        raise TrainingError(f"{out} holds a run; go on with it: --resume, replace it: --force, or choose another --out")
+    continues = begun and resume
+    if continues:
+        _check_same(out, settings)
+    elif not begun:
+        check_run_target(out, replace=replace)
+    photographs = load_labelled(root, spec, cache=cache, progress=progress)
+    split = _split(out if continues else None, settings, photographs)
+    if out.exists() and not continues:  # nothing of an old run goes before the new one can begin
+        shutil.rmtree(out)
+    write_json(out / _SETTINGS, settings)
+    write_json(out / _SETUP, Setup(str(root.resolve()), str(cache.resolve()) if cache else None))
+    if not (out / _DATA).is_file():
+        write_json(out / _DATA, split_record(photographs, split))
+    (out / RUN_FILE).unlink(missing_ok=True)
+    shop = Workshop(out, settings, photographs, split, progress.note)
+    if jobs == 1 and ray_address is None:
+        _open.cache_clear()
+        _prepared[str(out.resolve())] = shop
+    outcome: SweepOutcome = run_sweep(
+        [SweepTask(task.id, task.needs) for task in tasks],
+        functools.partial(execute, str(out.resolve())),
+        is_done=lambda task: shop.folder(task).is_done,
+        jobs=jobs,
+        ray_address=ray_address,
+        shared=out.resolve(),
+        progress=progress,
+    )
+    rows = read_results(out)
+    if not outcome.failed:
+        assemble_run(shop, tasks, rows)
+    return Supervised(rows, outcome.failed, photographs.skipped)
+
+
+def _split(run: Path | None, settings: Algorithm1Settings, photographs: LabelledPhotographs) -> DataSplit:
+    """The split that ``run`` recorded, or a new one."""
+    if run is not None and (run / _DATA).is_file():
+        return read_split(run / _DATA, photographs)
+    shares = settings.data
+    split = stratified_split(
+        photographs.labels,
+        validation=shares.validation,
+        test=shares.test,
+        seed=shares.seed,
+        categories=photographs.categories,
+    )
+    return limit_training(split, photographs.labels, shares.train_limit, shares.seed)
+
+
+_prepared: dict[str, Workshop] = {}
+
+
+def execute(run: str, task_id: str) -> None:
+    """Do one task of the run in this process. Raises the parts' own errors."""
+    shop = _prepared.get(run) or _open(run)
+    by_id = {task.id: task for task in tasks_of(shop.settings, build_backbone(shop.settings.backbone))}
+    task = by_id[task_id]
+    KINDS[task.kind](shop, task)
+
+
+@functools.lru_cache(maxsize=1)
+def _open(run: str) -> Workshop:
+    """The workshop of a run, from its files: what a process of its own begins with."""
+    folder = Path(run)
+    settings = read_run_settings(folder)
+    setup = _read(folder / _SETUP, Setup)
+    cache = Path(setup.cache) if setup.cache else None
+    spec = settings.input_spec(backbone_spec(settings.backbone).input)
+    photographs = load_labelled(Path(setup.root), spec, cache=cache)
+    return Workshop(folder, settings, photographs, read_split(folder / _DATA, photographs), no_report)
+
+
+def read_run_settings(run: Path) -> Algorithm1Settings:
+    """The settings that a run was begun with. Raises TrainingError: none or damaged."""
+    return _read(run / _SETTINGS, Algorithm1Settings)
+
+
+def _read(path: Path, kind: type[_T]) -> _T:
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=kind)
+    except (OSError, msgspec.DecodeError) as exc:
+        raise TrainingError(f"{path} cannot be read: {exc}; begin the run anew with --force") from None
+
+
+def _check_same(out: Path, settings: Algorithm1Settings) -> None:
+    """Raises TrainingError: the run was begun with settings that these do not continue."""
+    old = read_run_settings(out)
+    for field in msgspec.structs.fields(Algorithm1Settings):
+        before, now = getattr(old, field.name), getattr(settings, field.name)
+        if field.name not in _GROWING and before != now:
+            raise TrainingError(
+                f"{out} was begun with {field.name} = {_short(before)}, the settings say {_short(now)}; put it back, "
+                "or begin another run with another --out"
+            )
+    named = {item.name: item for item in settings.strided}
+    for item in old.strided:
+        if named.get(item.name, item) != item:
+            raise TrainingError(f"{out} has another strided head {item.name!r}; give the changed one another name")
+
+
+def _short(value: Any) -> str:
+    return msgspec.json.encode(value).decode()[:100]
