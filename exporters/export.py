@@ -4,9 +4,10 @@ import importlib.metadata
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import msgspec
+import torch
 
 from aecnn_deploy import __version__
 from aecnn_deploy.bundle.manifest import ONNXRUNTIME, EngineSpec, Manifest, VariantSpec
@@ -22,6 +23,8 @@ from aecnn_deploy.runtimes.tensorrt_runner import TensorRTRtxRunner, TensorRTRun
 
 if TYPE_CHECKING:
     from aecnn_deploy.models.run import Run, TrainedVariant
+
+_Module = TypeVar("_Module", bound=torch.nn.Module)
 
 ONNX_FP16 = "onnx-fp16"  # what engines are built from; an edge can build its own from it
 FULL = "full.onnx"
@@ -67,12 +70,15 @@ def export_run(
     engine: EngineRequest | None = None,
     variants: Collection[str] | None = None,
     replace: bool = False,
+    compact: bool = False,
     progress: Progress | None = None,
 ) -> Manifest:
     """Export ``variants`` (None: all) of ``run`` to the bundle ``out``, a folder or a .tar.zst.
 
     Each ONNX file is compared with torch in ONNX Runtime on the run's photographs before the bundle gets its name;
     engines for the GPU of this machine are run too, engines for others cannot be. Whatever fails leaves no bundle.
+    ``compact`` rounds the weights to bfloat16's precision (they stay float32): an archive of the bundle takes little
+    more than a third. What is exported is then compared with torch on the rounded weights.
     Raises SettingsError, MissingExtraError, ExportError, VerificationError, BundleError.
     """
     progress = progress or Silent()
@@ -82,7 +88,7 @@ def export_run(
     built_for = targets(engine) if engine else ()
     writer = BundleWriter(out, replace=replace)
     with writer:
-        job = _Job(run, writer, progress)
+        job = _Job(run, writer, progress, compact)
         progress.stage("heads and tails", len(chosen) * (3 if engine else 2))
         exported = [job.variant(variant, half=engine is not None) for variant in chosen]
         progress.stage("full model", 1)
@@ -114,7 +120,8 @@ def _choose(run: "Run", names: Collection[str] | None) -> "tuple[TrainedVariant,
 class _Job:
     """One export: where its files go and what was measured of them."""
 
-    def __init__(self, run: "Run", writer: BundleWriter, progress: Progress) -> None:
+    def __init__(self, run: "Run", writer: BundleWriter, progress: Progress, compact: bool) -> None:
+        self._compact = compact
         self._run, self._writer, self._progress = run, writer, progress
         self._frames: Array = run.frames[:FRAMES]
         self._frame_shape = (run.input.height, run.input.width, 3)
@@ -123,27 +130,27 @@ class _Job:
 
     def variant(self, variant: "TrainedVariant", *, half: bool) -> _Exported:
         """Head and tail, and for ``half`` the tail in fp16."""
-        head, properties = variant.head(), {"aecnn.variant": variant.id}
+        head, properties = self._rounded(variant.head()), {"aecnn.variant": variant.id}
         name = _head_file(variant)
         path = self._begin(name)
         export_onnx(
             head, "head", path, input_shape=self._frame_shape, output_shape=variant.planes, properties=properties
         )
-        planes = reference(variant.head(fold=False), self._frames)
+        planes = reference(head if self._compact else variant.head(fold=False), self._frames)
         self.verified[name] = verify_planes(path, name, self._frames, planes)
         self._progress.step()
         logits: Array | None = None
         tails: dict[str, str] = {}
         precisions = [(ONNXRUNTIME, "fp32", ".onnx"), (ONNX_FP16, "fp16", ".fp16.onnx")]
         for target, precision, suffix in precisions if half else precisions[:1]:
-            tail = variant.tail(half=precision == "fp16")
+            tail = self._rounded(variant.tail(half=precision == "fp16"))
             name = tails[target] = f"tails/{variant.id}{suffix}"
             path = self._begin(name)
             export_onnx(
                 tail, "tail", path, input_shape=variant.planes, output_shape=self._logit_shape, properties=properties
             )
             if logits is None:  # fp16 is held against fp32 too: that is what it stands in for
-                logits = reference(variant.tail(fold=False), planes)
+                logits = reference(tail if self._compact else variant.tail(fold=False), planes)
             self.verified[name] = verify_logits(OnnxRuntimeRunner(path), name, planes, logits, precision)
             self._progress.step()
         assert logits is not None
@@ -151,7 +158,7 @@ class _Job:
 
     def full(self) -> None:
         """The unsplit model."""
-        model = self._run.full()
+        model = self._rounded(self._run.full())
         path = self._begin(FULL)
         properties = {"aecnn.backbone": self._run.backbone_name}
         export_onnx(
@@ -162,7 +169,7 @@ class _Job:
             output_shape=self._logit_shape,
             properties=properties,
         )
-        expected = reference(self._run.full(fold=False), self._frames)
+        expected = reference(model if self._compact else self._run.full(fold=False), self._frames)
         self.verified[FULL] = verify_logits(OnnxRuntimeRunner(path), FULL, self._frames, expected, "fp32")
         self._progress.step()
 
@@ -185,6 +192,15 @@ class _Job:
             runner = _RUNNERS[target.product](path, spec)
             self.verified[name] = verify_logits(runner, name, item.planes, item.logits, "fp16")
         self._progress.step()
+
+    def _rounded(self, module: _Module) -> _Module:
+        """``module`` itself, its weights rounded where a compact bundle is asked for."""
+        if self._compact:
+            with torch.no_grad():
+                for weight in module.parameters():
+                    if weight.ndim > 1:
+                        weight.copy_(weight.bfloat16().to(weight.dtype))
+        return module
 
     def _begin(self, name: str) -> Path:
         self._progress.note(name)

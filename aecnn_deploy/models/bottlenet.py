@@ -12,8 +12,11 @@ def bottlenet_encoder(channels: int, planes: int) -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(channels, planes, 3, padding=1, bias=False), nn.BatchNorm2d(planes), nn.Sigmoid())
 
 
-def bottlenet_decoder(channels: int, planes: int) -> nn.Sequential:
-    """(N, C', H, W) → (N, C, H, W)."""
-    return nn.Sequential(
-        nn.Conv2d(planes, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels), nn.ReLU(inplace=True)
-    )
+def bottlenet_decoder(channels: int, planes: int, *, linear: bool = False) -> nn.Sequential:
+    """(N, C', H, W) → (N, C, H, W).
+
+    ``linear`` leaves the last ReLU out: with it, a tensor that has negative values (the linear bottlenecks of
+    MobileNetV2's and EfficientNet's blocks) cannot be made again.
+    """
+    layers: list[nn.Module] = [nn.Conv2d(planes, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels)]
+    return nn.Sequential(*layers, *([] if linear else [nn.ReLU(inplace=True)]))

@@ -53,6 +53,7 @@ class VariantRecord(msgspec.Struct, frozen=True):
     depth: int = 0
     reuse: int = 0
     layers: tuple[tuple[int, ...], ...] = ()
+    linear: bool = False
 
     @property
     def design(self) -> SplitDesign:
@@ -67,6 +68,7 @@ class VariantRecord(msgspec.Struct, frozen=True):
             repack=self.repack,
             reuse=self.reuse,
             layers=self.layers,
+            linear=self.linear,
         )
 
 
@@ -187,6 +189,7 @@ def describe_variant(backbone: Backbone, model: SplitModel, ratio: int, **measur
         repack=design.repack,
         reuse=design.reuse,
         layers=design.layers,
+        linear=design.linear,
         planes=model.planes_shape,
         head_macs=count_macs(model.head, shape),
         full_macs=count_macs(backbone, shape),

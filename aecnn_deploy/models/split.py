@@ -35,6 +35,7 @@ class SplitDesign(msgspec.Struct, frozen=True, kw_only=True):
     repack: bool = False  # recovery corrects the received channels too
     reuse: int = 0
     layers: tuple[tuple[int, ...], ...] = ()
+    linear: bool = False  # BottleNet++'s decoder without its ReLU
 
 
 class SplitModel(nn.Module):
@@ -102,7 +103,7 @@ def _recovery(
         case "ca-pruned" | "late":
             return ZeroFill(shape[0], kept)
         case "bottlenetpp":
-            return bottlenet_decoder(shape[0], design.planes)
+            return bottlenet_decoder(shape[0], design.planes, linear=design.linear)
         case "strided":
             return PlaneRecovery(planes, shape, hidden=design.hidden, depth=design.depth)
 

@@ -144,7 +144,8 @@ def train_bottlenet(shop: Workshop, task: Task) -> None:
     """BottleNet++: its module with a frozen base, then all jointly; 2^bits levels of the sigmoid's range."""
     backbone = shop.unsplit(task.seed)
     planes = backbone.split_point(task.split).kept_channels(task.ratio)
-    design = SplitDesign(kind="bottlenetpp", split=task.split, planes=planes, bits=task.bits)
+    linear = shop.settings.bottlenet_linear
+    design = SplitDesign(kind="bottlenetpp", split=task.split, planes=planes, bits=task.bits, linear=linear)
     model = to_device(shop, SplitModel(backbone, design))
     with torch.no_grad():  # the sigmoid's range
         model.quantiser.low.zero_()

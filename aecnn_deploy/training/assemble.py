@@ -85,7 +85,7 @@ def _design(shop: Workshop, task: Task, planes: int) -> SplitDesign:
         case "fast":
             return msgspec.structs.replace(base, hidden=settings.hidden, depth=settings.recovery_depth, repack=True)
         case "bottlenetpp":
-            return msgspec.structs.replace(base, kind="bottlenetpp")
+            return msgspec.structs.replace(base, kind="bottlenetpp", linear=settings.bottlenet_linear)
         case "late-split":
             return msgspec.structs.replace(base, kind="late")
         case _:

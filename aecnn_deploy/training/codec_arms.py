@@ -30,15 +30,13 @@ def train_codec(shop: Workshop, task: Task) -> None:
     model = shop.unsplit(task.seed).to(shop.device).to(memory_format=torch.channels_last)
     images, views = shop.images("train"), shop.views()
     frames = np.ascontiguousarray(shop.frames("train"))
-    trained = [torch.from_numpy(coded(frames, codec)[0]).to(shop.device) for codec in codecs]
+    # They stay on the host: a few qualities of a data set are gigabytes, a batch is megabytes.
+    trained = np.stack([coded(frames, codec)[0] for codec in codecs])
     fitter = shop.fitter(task.id, task.seed)
 
     def loss_of(rows: Tensor, generator: torch.Generator, _progress: float) -> Tensor:
-        which = torch.randint(len(codecs), (len(rows),), generator=generator).to(shop.device)
-        x = torch.empty_like(images.frames[rows])
-        for index, at_quality in enumerate(trained):
-            mask = which == index
-            x[mask] = at_quality[rows[mask]]
+        which = torch.randint(len(codecs), (len(rows),), generator=generator)
+        x = torch.from_numpy(trained[which.numpy(), rows.cpu().numpy()]).to(shop.device)
         with shop.autocast():
             logits = model(views.random(x, generator))
         return label_loss(logits, images.labels[rows], shop.settings.label_smoothing)

@@ -145,6 +145,7 @@ class Algorithm1Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True
     augment: Literal["none", "flip", "crop"] = "crop"
     label_smoothing: Share = 0.1
     hidden: Positive = 64  # channels inside feature recovery
+    bottlenet_linear: bool = False  # BottleNet++ without its decoder's ReLU, where split tensors have negative values
     data: DataSettings = DataSettings()
     unsplit: FitSettings = FitSettings()  # fine-tune the unsplit network
     attention: FitSettings = FitSettings()  # with channel attention inserted; for SE and CBAM too
