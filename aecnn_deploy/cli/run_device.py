@@ -1,11 +1,11 @@
 """``aecnn-deploy run-device``: classify images with a head here and its tail on an edge."""
 
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from aecnn_deploy.cli.bundle_argument import BundleArgument, open_named
 from aecnn_deploy.cli.console import print_json
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ def register(app: typer.Typer) -> None:
 
 
 def run_device(
-    bundle: Annotated[Path, typer.Argument(help="The bundle: the same one that the edge serves.")],
+    bundle: BundleArgument,
     edge: Annotated[str, typer.Option(help="Where the edge is: ws://HOST:PORT, wss://, http:// or https://.")],
     source: Annotated[
         str, typer.Option(help="A folder, an image file, or - for stdin (one image, or one path a line).")
@@ -43,7 +43,6 @@ def run_device(
     Prints a line for each image: label, score, bytes on the wire, and milliseconds on the device, the link and the
     edge. An image that fails does not end the run; the exit status is then 1.
     """
-    from aecnn_deploy.bundle.reader import open_bundle
     from aecnn_deploy.runtimes import device_client
 
     settings = device_client.DeviceSettings(
@@ -57,7 +56,7 @@ def run_device(
     )
     table = _Table()
     report = device_client.run_device(
-        open_bundle(bundle),
+        open_named(bundle),
         settings,
         source,
         stdin=sys.stdin.buffer,

@@ -3,13 +3,13 @@
 import logging
 import os
 import sys
-from pathlib import Path
 from types import TracebackType
 from typing import Annotated
 
 import msgspec
 import typer
 
+from aecnn_deploy.cli.bundle_argument import BundleArgument, open_named
 from aecnn_deploy.cli.console import say
 
 EXAMPLE = "Example: aecnn-deploy serve-edge bundle --host 0.0.0.0 --port 8765"
@@ -21,7 +21,7 @@ def register(app: typer.Typer) -> None:
 
 
 def serve_edge(
-    bundle: Annotated[Path, typer.Argument(help="The bundle: a folder or a .tar.zst of one.")],
+    bundle: BundleArgument,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for every interface.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one and says which.")] = 8765,
     runner: Annotated[
@@ -39,7 +39,6 @@ def serve_edge(
 
     Ctrl-C finishes what is in flight and exits 0; a second Ctrl-C stops at once.
     """
-    from aecnn_deploy.bundle.reader import open_bundle
     from aecnn_deploy.runtimes.edge_runners import RunnerOptions
     from aecnn_deploy.runtimes.edge_server import ReadyEdge, serve
     from aecnn_deploy.runtimes.edge_service import EdgeSettings
@@ -60,7 +59,7 @@ def serve_edge(
         drain_s=drain_s,
     )
     _log_to_stderr()
-    end = serve(open_bundle(bundle), settings, ready)
+    end = serve(open_named(bundle), settings, ready)
     status = 130 if end.forced else 0
     if not end.models_idle:
         # A model still runs on its thread. The interpreter's own way out would take ONNX Runtime away under it,

@@ -1,0 +1,589 @@
+"""Training with labels: which tasks there are, and one real small run of every arm, read back and measured again."""
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from aecnn_deploy.errors import ModelError, SettingsError, SourceError, TrainingError
+from aecnn_deploy.models.backbones import Backbone, backbone_spec, build_backbone
+from aecnn_deploy.models.results import ResultRow, read_ranking, read_rankings, read_results
+from aecnn_deploy.models.run import Run, load_run
+from aecnn_deploy.models.weights import library_keys
+from aecnn_deploy.training.dataset import DataSplit, limit_training, load_labelled, read_split, stratified_split
+from aecnn_deploy.training.evaluation import full_top1, run_split
+from aecnn_deploy.training.frame_codecs import GRID
+from aecnn_deploy.training.progress import SILENT
+from aecnn_deploy.training.settings import Algorithm1Settings, read_settings
+from aecnn_deploy.training.supervised import Supervised, execute, train_supervised
+from aecnn_deploy.training.tasks import Task, tasks_of
+from tests.test_train_cli import done_at, tree, write_pictures
+
+
+def settings_of(folder: Path, text: str) -> Algorithm1Settings:
+    """Settings as a user writes them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.toml").write_text('method = "algorithm1"\nbackbone = "resnet18"\n' + text)
+    settings = read_settings(folder / "config.toml")
+    assert isinstance(settings, Algorithm1Settings)
+    return settings
+
+
+@cache
+def resnet18() -> Backbone:
+    return build_backbone("resnet18")
+
+
+class TestTasks:
+    """ResNet-18: split point 1 has 64 channels, 6 has 256, 9 has 512."""
+
+    @pytest.fixture
+    def tasks(self, tmp_path: Path) -> Callable[[str], tuple[Task, ...]]:
+        return lambda text: tasks_of(settings_of(tmp_path, text), resnet18())
+
+    ALL = """
+        local_int8 = true
+        late_splits = [8, 9]
+        [[sweep]]
+        arms = ["aecnn", "aecnn-fast", "bottlenetpp", "random", "l1", "se", "cbam", "jpeg-features"]
+        splits = [1, 6]
+        ratios = [4, 64]
+        bits = [8, 4]
+        seeds = [0, 1]
+        [[sweep]]
+        splits = [6]
+        ratios = [4]
+        bits = [4, 6]
+        [[strided]]
+        name = "s"
+        seeds = [0, 2]
+        [[codecs]]
+        sides = [224, 80]
+    """
+
+    def test_ids_are_unique_and_every_need_stands_before_its_task(self, tasks: Any) -> None:
+        listed = tasks(self.ALL)
+        ids = [task.id for task in listed]
+        assert len(set(ids)) == len(ids)
+        for place, task in enumerate(listed):
+            assert set(task.needs) <= set(ids[:place]), task.id
+            assert bool(task.needs) is (task.kind != "unsplit")
+        kinds = {kind: sum(task.kind == kind for task in listed) for kind in {task.kind for task in listed}}
+        combinations = 2 * 2 * 2 * 2  # splits, ratios, bits, seeds
+        assert kinds == {
+            "unsplit": 3,
+            "local-int8": 1,
+            "late-split": 2 * 2,
+            "strided": 2,
+            "codec": 3 * 2,
+            "rank": 2 * 2 * 5,
+            "pruned": 2 * 2 * 2 * 5 + 1,  # and of the second sweep, at its own most bits
+            "aecnn": combinations + 1,
+            "fast": combinations,
+            "bottlenetpp": combinations,
+            "jpeg-features": combinations,
+        }
+
+    def test_a_combination_that_two_sweeps_name_is_trained_once(self, tasks: Any) -> None:
+        one = "[[sweep]]\narms = ['aecnn', 'l1']\nratios = [4, 8]\n"
+        assert tasks(one + "[[sweep]]\narms = ['l1']\nratios = [8]\n" + one) == tasks(one)
+
+    def test_ca_pruned_is_fine_tuned_once_at_the_most_bits_and_all_recoveries_begin_with_it(self, tasks: Any) -> None:
+        listed = tasks("[[sweep]]\nsplits = [6]\nratios = [4]\nbits = [4, 8, 6]\n")
+        assert [task.id for task in listed if task.kind == "pruned"] == ["pruned-ca-l6-v4-u8-s0"]
+        recovered = [task for task in listed if task.kind == "aecnn"]
+        assert [task.bits for task in recovered] == [4, 8, 6]
+        assert {task.base_bits for task in recovered} == {8}
+        assert {task.needs for task in recovered} == {("pruned-ca-l6-v4-u8-s0",)}
+
+    def test_jpeg_features_need_the_network_whose_planes_they_code(self, tasks: Any) -> None:
+        listed = tasks("[[sweep]]\narms = ['jpeg-features']\nsplits = [6]\nratios = [4]\n")
+        assert [task.id for task in listed] == [
+            "unsplit-s0",
+            "rank-ca-l6-s0",
+            "pruned-ca-l6-v4-u8-s0",
+            "aecnn-l6-v4-u8-s0",
+            "jpeg-features-l6-v4-u8-s0",
+        ]
+        assert listed[-1].needs == ("aecnn-l6-v4-u8-s0",)
+
+    @pytest.mark.parametrize(("shared", "seeds"), [("true", [3]), ("false", [3, 5, 7])])
+    def test_seeds_have_networks_of_their_own_or_share_the_firsts(
+        self, tasks: Any, shared: str, seeds: list[int]
+    ) -> None:
+        listed = tasks(
+            f"shared_unsplit = {shared}\nlate_splits = [9]\n"
+            "[[sweep]]\narms = ['bottlenetpp']\nseeds = [7, 5]\n[[strided]]\nname = 's'\nseeds = [3]\n"
+        )
+        assert [task.seed for task in listed if task.kind == "unsplit"] == seeds
+        for task in listed:
+            if task.kind in ("bottlenetpp", "strided"):
+                assert task.needs == (f"unsplit-s{3 if shared == 'true' else task.seed}",)
+        assert {task.seed for task in listed if task.kind == "late-split"} == {3}
+
+    @pytest.mark.parametrize(
+        ("text", "why"),
+        [
+            ("[[sweep]]\nsplits = [1]\nratios = [65]\n", "ratio 65 leaves no channel of the 64 at split point 1"),
+            ("[[sweep]]\nsplits = [10]\n", "resnet18 has no split point 10; choose 1 to 9"),
+            ("late_splits = [12]\n", "resnet18 has no split point 12; choose 1 to 9"),
+            ("[[strided]]\nname = 's'\nsplit = 17\n", "resnet18 has no split point 17; choose 1 to 9"),
+            ("[[strided]]\nname = 's'\nreuse = 11\n", "resnet18 has no split point 11; choose 1 to 9"),
+        ],
+    )
+    def test_what_the_backbone_lacks_is_refused_with_the_numbers(self, tasks: Any, text: str, why: str) -> None:
+        with pytest.raises(ModelError, match=why):
+            tasks(text)
+
+    @pytest.mark.parametrize("text", ["", "shared_unsplit = true", "late_bits = [8]"])
+    def test_settings_without_a_task_are_refused(self, tasks: Any, text: str) -> None:
+        with pytest.raises(SettingsError, match=r"name nothing to train: add a \[\[sweep\]\]"):
+            tasks(text)
+
+    def test_a_side_that_no_codec_is_measured_at_is_refused_before_the_work(self, tasks: Any) -> None:
+        assert not [side for side, _ in GRID["jpeg"] if side == 96]
+        with pytest.raises(SettingsError, match="96"):
+            tasks("[[codecs]]\ncodecs = ['jpeg']\nsides = [96]\n")
+
+
+class TestSettings:
+    @pytest.mark.parametrize(
+        ("text", "why"),
+        [
+            ("augment = 'none'\nviews = 2", "one view of each image; set views to 0 or 1"),
+            ("[[strided]]\nname = 'a'\n[[strided]]\nname = 'a'", "two strided heads are named 'a'"),
+            ("[[strided]]\nname = 'A b'", "name"),
+            ("[[sweep]]\narms = ['aecn']", "aecn"),
+            ("[[sweep]]\nbits = [9]", "bits"),
+            ("[[sweep]]\nratios = []", "ratios"),
+            ("[[sweep]]\nseeds = [-1]", "seeds"),
+            ("[[codecs]]\ncodecs = ['gif']", "gif"),
+            ("[data]\ntest = 1.0", "test"),
+            ("label_smoothing = 1.0", "label_smoothing"),
+            ("[prune]\nlearning_rate = 0.0", "learning_rate"),
+        ],
+    )
+    def test_a_bad_value_is_refused_by_its_name(self, tmp_path: Path, text: str, why: str) -> None:
+        with pytest.raises(SettingsError, match=why) as caught:
+            settings_of(tmp_path, text)
+        assert "config.toml" in str(caught.value)
+
+    def test_one_view_without_augmentation_is_fine(self, tmp_path: Path) -> None:
+        assert settings_of(tmp_path, "augment = 'none'\nviews = 1").views == 1
+
+    def test_the_shorter_side_cannot_be_below_the_crop(self, tmp_path: Path) -> None:
+        spec = backbone_spec("resnet18").input
+        assert settings_of(tmp_path, "resize_short = 240").input_spec(spec).resize_short == 240
+        assert settings_of(tmp_path, "").input_spec(spec) == spec
+        with pytest.raises(SettingsError, match="resize_short 200 is below the 224 pixels"):
+            settings_of(tmp_path, "resize_short = 200").input_spec(spec)
+
+
+class TestLimitedTraining:
+    LABELS = np.repeat(np.arange(4), [200, 100, 40, 4])
+
+    def split(self) -> DataSplit:
+        return stratified_split(self.LABELS, validation=0.1, test=0.2, seed=0)
+
+    @pytest.mark.parametrize("limit", [1, 24, 60, 200])
+    def test_every_category_keeps_its_share_and_one_at_the_least(self, limit: int) -> None:
+        whole = self.split()
+        limited = limit_training(whole, self.LABELS, limit, 0)
+        before = np.bincount(self.LABELS[whole.train], minlength=4)
+        after = np.bincount(self.LABELS[limited.train], minlength=4)
+        assert after.tolist() == [max(1, round(count * limit / len(whole.train))) for count in before]
+        assert abs(len(limited.train) - limit) <= 4
+        assert set(limited.train) <= set(whole.train)
+        assert np.array_equal(limited.train, np.unique(limited.train)), "sorted, none twice"
+
+    def test_validation_and_test_stay_whole(self) -> None:
+        whole = self.split()
+        limited = limit_training(whole, self.LABELS, 10, 0)
+        assert np.array_equal(limited.validation, whole.validation)
+        assert np.array_equal(limited.test, whole.test)
+
+    def test_the_seed_decides_which(self) -> None:
+        whole = self.split()
+        first, again, other = (limit_training(whole, self.LABELS, 60, seed).train for seed in (0, 0, 1))
+        assert np.array_equal(first, again)
+        assert not np.array_equal(first, other)
+
+    @pytest.mark.parametrize("limit", [0, 240, 10_000])
+    def test_no_limit_or_one_that_is_not_reached_changes_nothing(self, limit: int) -> None:
+        whole = self.split()
+        assert len(whole.train) == 240
+        assert limit_training(whole, self.LABELS, limit, 0) is whole
+
+
+# Every arm at one split point: 256 channels of 14×14, a thirty-second of them sent.
+EVERY_ARM = """
+weights = "random"
+augment = "flip"
+hidden = 8
+recovery_depth = 1
+late_splits = [9]
+late_bits = [4]
+data = { validation = 0.2, test = 0.3 }
+unsplit = { epochs = 1, batch = 4 }
+attention = { epochs = 1, batch = 4 }
+prune = { epochs = 1, batch = 4 }
+recover = { epochs = 1, batch = 4 }
+match = { epochs = 1, batch = 4 }
+distil = { epochs = 1, batch = 4 }
+codec = { epochs = 1, batch = 4 }
+
+[[sweep]]
+arms = ["aecnn", "aecnn-fast", "bottlenetpp", "l1", "se", "jpeg-features"]
+splits = [6]
+ratios = [32]
+
+[[strided]]
+name = "s"
+split = 6
+planes = 4
+hidden = 8
+depth = 0
+layers = [[8, 4, 4], [16, 3, 2]]
+target_bytes = 200
+
+[[codecs]]
+codecs = ["jpeg"]
+sides = [112]
+"""
+VARIANTS = {
+    "resnet18-l9-all512-u4": "late-split-l9-u4-s0",
+    "resnet18-l6-strided-s-u4": "strided-s-s0",
+    "resnet18-l6-v32-u8": "aecnn-l6-v32-u8-s0",
+    "resnet18-l6-v32-u8-fast": "fast-l6-v32-u8-s0",
+    "resnet18-l6-bnpp8-u8": "bottlenetpp-l6-v32-u8-s0",
+}
+ROWS = {
+    "unsplit-s0": "unsplit",
+    "late-split-l9-u4-s0": "late-split",
+    "strided-s-s0": "strided",
+    "pruned-ca-l6-v32-u8-s0": "ca-pruned",
+    "pruned-l1-l6-v32-u8-s0": "l1",
+    "pruned-se-l6-v32-u8-s0": "se",
+    "aecnn-l6-v32-u8-s0": "aecnn",
+    "fast-l6-v32-u8-s0": "aecnn-fast",
+    "bottlenetpp-l6-v32-u8-s0": "bottlenetpp",
+    **{f"jpeg-features-l6-v32-u8-s0-q{quality}": "jpeg-features" for quality in (5, 10, 20, 40, 60, 80)},
+    **{f"codec-jpeg-112-s0-q{quality}": "jpeg" for quality in (8, 10, 15)},
+}
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A finished run."""
+
+    data: Path
+    out: Path
+    settings: Algorithm1Settings
+    result: Supervised
+
+    def go_on(self, out: Path, settings: Algorithm1Settings, **options: Any) -> Supervised:
+        defaults = {"resume": True, "replace": False, "progress": SILENT}
+        return train_supervised(settings, self.data, out, **(defaults | options))
+
+    def row(self, task: str) -> ResultRow:
+        return next(row for row in self.result.rows if row.task == task)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    folder = tmp_path_factory.mktemp("supervised")
+    data, settings = write_pictures(folder / "data"), settings_of(folder, EVERY_ARM)
+    result = train_supervised(settings, data, folder / "run", resume=False, replace=False, progress=SILENT)
+    assert result.failed == {}
+    return Trained(data, folder / "run", settings, result)
+
+
+@pytest.fixture(scope="module")
+def loaded(trained: Trained) -> Run:
+    return load_run(trained.out)
+
+
+@pytest.fixture
+def copied(trained: Trained, tmp_path: Path) -> Path:
+    """The run in a place of its own, to be changed."""
+    shutil.copytree(trained.out, tmp_path / "copied")
+    return tmp_path / "copied"
+
+
+def frames_and_labels(trained: Trained) -> tuple[np.ndarray, np.ndarray]:
+    """Frames and labels of the recorded test split."""
+    photographs = load_labelled(trained.data, backbone_spec("resnet18").input, cache=None)
+    split = read_split(trained.out / "data.json", photographs)
+    return photographs.frames[split.test], photographs.labels[split.test]
+
+
+class TestEveryArm:
+    def test_every_arm_has_its_rows(self, trained: Trained) -> None:
+        assert {row.task: row.arm for row in trained.result.rows} == ROWS
+        assert trained.result.rows == read_results(trained.out)
+        assert all(row.test_images == 4 and 0 <= row.accuracy <= 1 for row in trained.result.rows)
+
+    def test_wire_bytes_are_the_payload_and_44_of_framing(self, trained: Trained) -> None:
+        for row in trained.result.rows:
+            if row.arm == "unsplit":
+                assert row.wire_bytes is row.payload_bytes is None
+            else:
+                assert row.payload_bytes is not None
+                assert row.wire_bytes == row.payload_bytes + 44
+                assert row.payload_bytes > 10
+
+    def test_planes_bits_and_multiply_adds_are_those_of_the_design(self, trained: Trained) -> None:
+        pruned, recovered = trained.row("pruned-ca-l6-v32-u8-s0"), trained.row("aecnn-l6-v32-u8-s0")
+        for row in (pruned, recovered, trained.row("fast-l6-v32-u8-s0"), trained.row("bottlenetpp-l6-v32-u8-s0")):
+            assert (row.split_shape, row.planes, row.bits) == ((256, 14, 14), (8, 14, 14), 8)
+        assert pruned.head_macs == recovered.head_macs
+        bottlenet = trained.row("bottlenetpp-l6-v32-u8-s0")
+        assert bottlenet.head_macs - 256 * 8 * 9 * 14 * 14 > recovered.head_macs
+        strided = trained.row("strided-s-s0")
+        assert (strided.planes, strided.bits, strided.label) == ((4, 28, 28), 4, "s")
+        assert strided.head_macs == (8 * 3 * 16) * 56 * 56 + (16 * 8 * 9 + 4 * 16) * 28 * 28
+        jpeg = trained.row("codec-jpeg-112-s0-q8")
+        assert (jpeg.head_macs, jpeg.side, jpeg.quality) == (0, 112, 8)
+        assert trained.row("codec-jpeg-112-s0-q15").payload_bytes > jpeg.payload_bytes
+
+    def test_epochs_and_time_count_from_the_unsplit_network_on(self, trained: Trained) -> None:
+        epochs = {task: trained.row(task).epochs for task in ROWS}
+        assert epochs["unsplit-s0"] == epochs["codec-jpeg-112-s0-q8"] == 1
+        assert epochs["late-split-l9-u4-s0"] == 0
+        assert epochs["pruned-l1-l6-v32-u8-s0"] == 1, "no training for this ranking"
+        assert epochs["pruned-ca-l6-v32-u8-s0"] == epochs["pruned-se-l6-v32-u8-s0"] == 2
+        assert epochs["aecnn-l6-v32-u8-s0"] == epochs["jpeg-features-l6-v32-u8-s0-q5"] == 3
+        assert epochs["fast-l6-v32-u8-s0"] == epochs["strided-s-s0"] == epochs["bottlenetpp-l6-v32-u8-s0"] == 2
+        before, after = trained.row("pruned-ca-l6-v32-u8-s0"), trained.row("aecnn-l6-v32-u8-s0")
+        assert 0 < before.train_s < after.train_s
+
+    def test_rankings_are_kept_with_three_random_batches(self, trained: Trained) -> None:
+        rankings = {ranking.method: ranking for ranking in read_rankings(trained.out)}
+        assert rankings.keys() == {"ca", "se", "l1"}
+        assert all(len(ranking.importance) == 256 for ranking in rankings.values())
+        assert rankings["l1"].batches == ()
+        for method in ("ca", "se"):
+            # Eight training images are one batch of 128: the mean over it is the mean over all.
+            (batch,) = rankings[method].batches
+            np.testing.assert_allclose(batch, rankings[method].importance, atol=5e-3)
+
+    def test_the_ranking_decides_what_is_kept_and_recovery_keeps_it(self, trained: Trained) -> None:
+        for method in ("ca", "se", "l1"):
+            importance = np.array(read_ranking(trained.out, f"rank-{method}-l6-s0").importance)
+            kept = load_file(trained.out / f"tasks/pruned-{method}-l6-v32-u8-s0/model.safetensors")["kept"]
+            assert len(kept) == 8
+            assert importance[kept].min() >= np.delete(importance, kept).max()
+        pruned = load_file(trained.out / "tasks/pruned-ca-l6-v32-u8-s0/model.safetensors")["kept"]
+        recovered = load_file(trained.out / "tasks/aecnn-l6-v32-u8-s0/model.safetensors")["kept"]
+        assert torch.equal(pruned, recovered)
+
+    def test_done_tasks_leave_no_checkpoint(self, trained: Trained) -> None:
+        assert done_at(trained.out).keys() == {
+            task.id for task in tasks_of(trained.settings, build_backbone("resnet18"))
+        }
+        assert not list(trained.out.rglob("state*"))
+
+    def test_the_run_holds_the_variants_that_the_rows_name(self, trained: Trained, loaded: Run) -> None:
+        named = {row.variant: row.task for row in trained.result.rows if row.variant is not None}
+        exported = {variant.id for variant in loaded.variants}
+        assert exported == set(VARIANTS)
+        assert {variant: named[variant] for variant in exported} == VARIANTS
+        assert loaded.labels == ("blue", "red")
+        for variant in loaded.variants:
+            row = trained.row(VARIANTS[variant.id])
+            assert (variant.planes, variant.bits, variant.head_macs) == (row.planes, row.bits, row.head_macs)
+            assert (variant.accuracy, variant.record.wire_bytes) == (row.accuracy, row.wire_bytes)
+
+    def test_the_variants_are_the_networks_of_their_tasks(self, trained: Trained, loaded: Run) -> None:
+        for variant in loaded.variants:
+            state = load_file(trained.out / "tasks" / VARIANTS[variant.id] / "model.safetensors")
+            own = variant.model.state_dict()
+            assert own.keys() == state.keys()
+            assert all(torch.equal(own[key], state[key]) for key in own), variant.id
+
+    def test_measuring_them_again_gives_the_rows_numbers(self, trained: Trained, loaded: Run) -> None:
+        frames, labels = frames_and_labels(trained)
+        for variant in loaded.variants:
+            row = trained.row(VARIANTS[variant.id])
+            again = run_split(variant.head(), variant.tail(), variant.bits, frames)
+            assert float((again.top1 == labels).mean()) == row.accuracy, variant.id
+            assert float(again.payload_bytes.mean()) == pytest.approx(row.payload_bytes, rel=0.01)
+        unsplit = trained.row("unsplit-s0")
+        assert float((full_top1(loaded.full(), frames) == labels).mean()) == unsplit.accuracy
+        assert loaded.measurements["unsplit_accuracy"] == unsplit.accuracy
+
+    def test_a_process_of_its_own_ranks_the_same_with_the_same_seed(self, trained: Trained, copied: Path) -> None:
+        for task in ("unsplit-s0", "rank-ca-l6-s0", "rank-se-l6-s0"):
+            shutil.rmtree(copied / "tasks" / task)
+        shutil.rmtree(copied / "rankings")
+        for task in ("unsplit-s0", "rank-ca-l6-s0", "rank-se-l6-s0"):
+            execute(str(copied.resolve()), task)  # as a worker does: from the run's own files
+        for method in ("ca", "se"):
+            again = read_ranking(copied, f"rank-{method}-l6-s0")
+            assert again.importance == read_ranking(trained.out, again.task).importance
+
+
+class TestALaterCall:
+    GROWN = EVERY_ARM + EVERY_ARM[EVERY_ARM.index("[[strided]]") : EVERY_ARM.index("[[codecs]]")].replace('"s"', '"t"')
+
+    def test_a_run_grows_by_a_table_and_what_is_done_is_not_trained_again(
+        self, trained: Trained, copied: Path, tmp_path: Path
+    ) -> None:
+        before = done_at(copied)
+        record = (copied / "data.json").read_bytes()
+        result = trained.go_on(copied, settings_of(tmp_path, self.GROWN))
+        assert result.failed == {}
+        after = done_at(copied)
+        assert after.keys() - before.keys() == {"strided-t-s0"}
+        assert {task: after[task] for task in before} == before
+        assert (copied / "data.json").read_bytes() == record
+        assert {row.task for row in result.rows} == {*ROWS, "strided-t-s0"}
+        assert {variant.id for variant in load_run(copied).variants} == {*VARIANTS, "resnet18-l6-strided-t-u4"}
+
+    @pytest.mark.parametrize(
+        ("old", "new", "why"),
+        [
+            ("hidden = 8\nrecovery", "hidden = 16\nrecovery", "begun with hidden = 8, the settings say 16"),
+            ('augment = "flip"', 'augment = "crop"', 'begun with augment = "flip", the settings say "crop"'),
+            ("test = 0.3", "test = 0.25", "begun with data = "),
+            ("match = { epochs = 1", "match = { epochs = 2", "begun with match = "),
+            ("planes = 4", "planes = 5", "has another strided head 's'; give the changed one another name"),
+        ],
+    )
+    def test_other_settings_do_not_continue_it(
+        self, trained: Trained, copied: Path, tmp_path: Path, old: str, new: str, why: str
+    ) -> None:
+        before = tree(copied)
+        assert EVERY_ARM.count(old) == 1
+        with pytest.raises(TrainingError, match=why):
+            trained.go_on(copied, settings_of(tmp_path, EVERY_ARM.replace(old, new)))
+        assert tree(copied) == before
+
+    def test_bad_data_leave_the_run_that_force_would_replace(
+        self, trained: Trained, copied: Path, tmp_path: Path
+    ) -> None:
+        before = tree(copied)
+        empty = write_pictures(tmp_path / "empty")
+        (empty / "void").mkdir()
+        few = write_pictures(tmp_path / "few", count=1)
+        for root, error, why in (
+            (empty, SourceError, "category void"),
+            (few, TrainingError, "leave none for training"),
+            (tmp_path / "nowhere", SourceError, "cannot be read"),
+        ):
+            with pytest.raises(error, match=why):
+                train_supervised(trained.settings, root, copied, resume=False, replace=True, progress=SILENT)
+            assert tree(copied) == before
+
+    def test_a_damaged_record_of_the_settings_is_named(self, trained: Trained, copied: Path) -> None:
+        (copied / "settings.json").write_bytes(b"{")
+        with pytest.raises(TrainingError, match=r"settings\.json cannot be read.*begin the run anew with --force"):
+            trained.go_on(copied, trained.settings)
+
+    def test_a_network_that_is_missing_is_named_when_the_run_is_put_together(
+        self, trained: Trained, copied: Path
+    ) -> None:
+        (copied / "tasks/strided-s-s0/model.safetensors").unlink()
+        with pytest.raises(TrainingError, match=r"strided-s-s0/model\.safetensors cannot be read"):
+            trained.go_on(copied, trained.settings)
+        assert not (copied / "run.json").exists(), "an export would take it for whole"
+
+
+# Frozen stages, kept views, early stopping, one unsplit network for two seeds, more than one depth of planes.
+KEPT = """
+augment = "crop"
+freeze = 3
+views = 2
+shared_unsplit = true
+hidden = 8
+data = { validation = 0.2, test = 0.3, train_limit = 6 }
+unsplit = { epochs = 1, batch = 4 }
+attention = { epochs = 0 }
+prune = { epochs = 1, batch = 4 }
+recover = { epochs = 2, batch = 4, patience = 1 }
+match = { epochs = 1, batch = 4 }
+distil = { epochs = 2, batch = 4, patience = 1 }
+
+[[sweep]]
+splits = [7]
+ratios = [64]
+bits = [8, 4]
+seeds = [1]
+
+[[strided]]
+name = "reused"
+split = 7
+planes = 2
+reuse = 4
+hidden = 8
+depth = 0
+layers = [[8, 3, 1]]
+seeds = [1, 2]
+"""
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    folder = tmp_path_factory.mktemp("kept")
+    torch.manual_seed(1)
+    torch.save(library_keys(build_backbone("resnet18")), folder / "weights.pth")
+    settings = settings_of(folder, f'weights = "{folder / "weights.pth"}"\n' + KEPT)
+    data = write_pictures(folder / "data")
+    result = train_supervised(settings, data, folder / "run", resume=False, replace=False, progress=SILENT)
+    assert result.failed == {}
+    return Trained(data, folder / "run", settings, result)
+
+
+@pytest.mark.slow
+class TestFrozenStages:
+    def test_frozen_stages_keep_the_weights_of_the_library_in_every_network(self, kept: Trained) -> None:
+        state = torch.load(kept.out.parent / "weights.pth", weights_only=True)
+        first = state["layer1.1.conv2.weight"]  # of stage 3
+        trained = state["layer2.0.conv1.weight"]  # of stage 4
+        for task in ("pruned-ca-l7-v64-u8-s1", "aecnn-l7-v64-u4-s1", "strided-reused-s1", "strided-reused-s2"):
+            own = load_file(kept.out / "tasks" / task / "model.safetensors")
+            assert torch.equal(own["head.2.conv2.weight"], first), task
+            assert not torch.equal(own["head.3.conv1.weight"], trained), task
+
+    def test_there_is_one_unsplit_network_and_the_first_seed_is_exported(self, kept: Trained) -> None:
+        tasks = {row.task for row in kept.result.rows}
+        assert {task for task in tasks if task.startswith("unsplit")} == {"unsplit-s1"}
+        assert {"strided-reused-s1", "strided-reused-s2"} < tasks
+        run = load_run(kept.out)
+        frames, labels = frames_and_labels(kept)
+        assert {variant.id for variant in run.variants} == {
+            "resnet18-l7-v64-u8",
+            "resnet18-l7-v64-u4",
+            "resnet18-l7-strided-reused-u4",
+        }
+        for variant in run.variants:
+            again = run_split(variant.head(), variant.tail(), variant.bits, frames)
+            assert float((again.top1 == labels).mean()) == variant.accuracy
+
+    def test_the_limit_holds_for_training_only(self, kept: Trained) -> None:
+        counts = json.loads((kept.out / "data.json").read_bytes())["counts"]
+        assert counts == {"train": 6, "validation": 4, "test": 4, "skipped": 0}
+
+    def test_fewer_bits_begin_with_the_network_of_the_most(self, kept: Trained) -> None:
+        rows = {row.task: row for row in kept.result.rows}
+        assert "pruned-ca-l7-v64-u4-s1" not in rows
+        base = rows["pruned-ca-l7-v64-u8-s1"].epochs
+        for bits in (8, 4):
+            row = rows[f"aecnn-l7-v64-u{bits}-s1"]
+            assert row.bits == bits
+            assert base < row.epochs <= base + 2
+        assert rows["aecnn-l7-v64-u4-s1"].payload_bytes < rows["aecnn-l7-v64-u8-s1"].payload_bytes
+
+
+def test_settings_read_back_from_a_run_are_the_ones_that_it_was_begun_with(tmp_path: Path) -> None:
+    settings = settings_of(tmp_path, EVERY_ARM)
+    assert msgspec.json.decode(msgspec.json.encode(settings), type=Algorithm1Settings) == settings
