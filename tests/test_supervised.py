@@ -386,6 +386,20 @@ class TestEveryArm:
         recovered = load_file(trained.out / "tasks/aecnn-l6-v32-u8-s0/model.safetensors")["kept"]
         assert torch.equal(pruned, recovered)
 
+    def test_recovery_begins_as_the_pruned_network_ended(self, trained: Trained, copied: Path) -> None:
+        untrained = msgspec.structs.replace(trained.settings.recover, epochs=0)
+        settings = msgspec.structs.replace(trained.settings, recover=untrained)
+        (copied / "settings.json").write_bytes(msgspec.json.encode(settings))
+        shutil.rmtree(copied / "tasks/aecnn-l6-v32-u8-s0")
+        execute(str(copied.resolve()), "aecnn-l6-v32-u8-s0")
+        pruned = load_file(copied / "tasks/pruned-ca-l6-v32-u8-s0/model.safetensors")
+        recovered = load_file(copied / "tasks/aecnn-l6-v32-u8-s0/model.safetensors")
+        kept = {key for key in pruned if not key.startswith("recovery.")}
+        assert all(torch.equal(recovered[key], pruned[key]) for key in kept)
+        rows = {row.task: row for row in read_results(copied)}
+        before, after = rows["pruned-ca-l6-v32-u8-s0"], rows["aecnn-l6-v32-u8-s0"]
+        assert (after.payload_bytes, after.accuracy) == (before.payload_bytes, before.accuracy)
+
     def test_done_tasks_leave_no_checkpoint(self, trained: Trained) -> None:
         assert done_at(trained.out).keys() == {
             task.id for task in tasks_of(trained.settings, build_backbone("resnet18"))

@@ -98,12 +98,14 @@ class PlaneRecovery(nn.Module):
                 f"planes of {side}×{side} cannot feed a tensor of {target}×{target}; one must divide the other"
             )
         stride, up = max(1, side // target), max(1, target // side)
-        self.enter = conv_norm_relu(received, hidden, 3 if stride < 3 else stride + 1, stride)
+        self.enter = conv_norm_relu(received, hidden, 3 if stride < 3 else stride | 1, stride)
         self.blocks = nn.Sequential(*(ResidualBlock(hidden) for _ in range(depth)))
         self.shuffle: nn.Module = nn.Identity()
         if up > 1:
-            self.shuffle = nn.Sequential(nn.Conv2d(hidden, hidden * up * up // 2, 1), nn.PixelShuffle(up), nn.ReLU())
-        self.leave = nn.Conv2d(hidden // 2 if up > 1 else hidden, channels, 3, padding=1)
+            inner = max(1, hidden // 2)
+            self.shuffle = nn.Sequential(nn.Conv2d(hidden, inner * up * up, 1), nn.PixelShuffle(up), nn.ReLU())
+            hidden = inner
+        self.leave = nn.Conv2d(hidden, channels, 3, padding=1)
 
     def forward(self, received: Tensor) -> Tensor:
         recovered: Tensor = self.leave(self.shuffle(self.blocks(self.enter(received))))

@@ -90,8 +90,8 @@ class Fitter:
             restore_optimiser(optimiser, tensors)
             best_state = {key[5:]: value for key, value in tensors.items() if key.startswith("best.")} or None
             waited = int(reached.notes.get("waited", 0))
+            self.epochs = int(reached.notes.get("epochs", self.epochs))
             self._skipping, self._reached = False, None
-        torch.backends.cudnn.benchmark = self.device.type == "cuda"  # every batch has the same shape
         trained = [parameter for group in optimiser.param_groups for parameter in group["params"]]
         started_s, before_s = time.perf_counter(), self.spent_s
         for epoch in range(first, settings.epochs):
@@ -151,7 +151,9 @@ class Fitter:
         tensors |= optimiser_state(optimiser)
         tensors |= {f"best.{key}": value for key, value in (best_state or {}).items()}
         name = f"state-{stage}-{epoch}.safetensors"
-        self.folder.save(Reached(stage, epoch, name, self.spent_s, best, {"waited": waited}), tensors)
+        self.folder.save(
+            Reached(stage, epoch, name, self.spent_s, best, {"waited": waited, "epochs": self.epochs}), tensors
+        )
 
 
 def _optimiser(model: nn.Module, groups: Sequence[Group], learning_rate: float) -> torch.optim.Optimizer:

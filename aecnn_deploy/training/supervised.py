@@ -32,7 +32,7 @@ from aecnn_deploy.training.dataset import (
     stratified_split,
 )
 from aecnn_deploy.training.progress import Progress
-from aecnn_deploy.training.settings import Algorithm1Settings
+from aecnn_deploy.training.settings import Algorithm1Settings, seeds_of
 from aecnn_deploy.training.sweep import SweepOutcome, SweepTask, run_sweep
 from aecnn_deploy.training.tasks import Task, tasks_of
 from aecnn_deploy.training.workshop import Workshop, no_report
@@ -190,6 +190,10 @@ def _check_same(out: Path, settings: Algorithm1Settings) -> None:
                 f"{out} was begun with {field.name} = {_short(before)}, the settings say {_short(now)}; put it back, "
                 "or begin another run with another --out"
             )
+    if settings.shared_unsplit and seeds_of(old)[0] != seeds_of(settings)[0]:
+        raise TrainingError(
+            f"{out} was begun with seed {seeds_of(old)[0]}'s unsplit network for all seeds; do not add a smaller seed"
+        )
     named = {item.name: item for item in settings.strided}
     for item in old.strided:
         if named.get(item.name, item) != item:

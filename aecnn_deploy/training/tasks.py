@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from aecnn_deploy.errors import SettingsError
 from aecnn_deploy.models.backbones import Backbone
+from aecnn_deploy.training.frame_codecs import GRID
 from aecnn_deploy.training.settings import Algorithm1Settings, SweepSettings, seeds_of
 
 RANKED_BY = {"random": "random", "l1": "l1", "se": "se", "cbam": "cbam"}
@@ -63,12 +64,20 @@ def _all(settings: Algorithm1Settings, backbone: Backbone) -> Iterator[Task]:
         backbone.split_point(item.split)
         if item.reuse:
             backbone.split_point(item.reuse)
+        if item.reuse > item.split:
+            raise SettingsError(
+                f"the strided head {item.name!r} reuses {item.reuse} stages, its tail begins after stage {item.split}; "
+                f"set reuse to {item.split} at most"
+            )
         for seed in item.seeds:
             yield Task("strided", seed, name=item.name, needs=(_unsplit(settings, seed),))
     for group in settings.codecs:
         for seed in group.seeds:
             for codec in group.codecs:
                 for side in group.sides:
+                    known = sorted({known for known, _ in GRID[codec]})
+                    if side not in known:
+                        raise SettingsError(f"no qualities are known for {codec} at {side} pixels; sides are {known}")
                     yield Task("codec", seed, method=codec, side=side, needs=(_unsplit(settings, seed),))
     for sweep in settings.sweep:
         for seed in sweep.seeds:

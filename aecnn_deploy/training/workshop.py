@@ -1,5 +1,6 @@
 """What the tasks of one run share in a process: settings, data, the split, networks, teachers."""
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -66,7 +67,7 @@ class Workshop:
     def untrained_classes(self, seed: int) -> Backbone:
         """The pretrained backbone with a new last layer for the data set's categories."""
         torch.manual_seed(seed)
-        backbone = load_backbone(self.settings.backbone, self.settings.weights)
+        backbone = copy.deepcopy(self.pretrained())
         backbone.new_classifier(self.classes)
         return backbone.eval()
 
@@ -107,8 +108,9 @@ class Workshop:
         """Views of the training images behind ``frozen`` stages; ``count`` None: as many as the settings keep."""
         key = (self.settings.views if count is None else count, frozen)
         if key not in self._banks:
-            self._banks = {old: bank for old, bank in self._banks.items() if not old[0]}  # kept views take gigabytes
-            self._teachers.clear()
+            if key[0]:  # kept views take gigabytes
+                self._banks = {old: bank for old, bank in self._banks.items() if not old[0]}
+                self._teachers.clear()
             self._banks[key] = ViewBank(self, *key)
         return self._banks[key]
 
