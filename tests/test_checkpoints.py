@@ -2,8 +2,7 @@
 
 import errno
 import os
-import resource
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from aecnn_deploy.training import checkpoints
 from aecnn_deploy.training.checkpoints import Reached, TaskFolder, optimiser_state, restore_optimiser
 from aecnn_deploy.training.fitting import Fitter, Group
 from aecnn_deploy.training.settings import FitSettings
+from tests.small_files import files_of_at_most
 
 IMAGES, BATCH = 26, 8  # three batches of eight; each epoch leaves two images out
 CPU = torch.device("cpu")
@@ -314,20 +314,9 @@ class TestCheckpoint:
         assert is_first(folder)
         save_second(folder)
 
-    @pytest.fixture
-    def small_files(self) -> Iterator[None]:
-        """No file of this process grows beyond a kilobyte: the disk's own refusal, half-way through the tensors."""
-        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (1024, hard))
-        yield
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-    def test_a_write_that_ends_half_way_leaves_the_old_one_whole(
-        self, folder: TaskFolder, request: pytest.FixtureRequest
-    ) -> None:
+    def test_a_write_that_ends_half_way_leaves_the_old_one_whole(self, folder: TaskFolder) -> None:
         before = files(folder)
-        request.getfixturevalue("small_files")
-        with pytest.raises(TrainingError, match=r"cannot write .*state-match-2\.safetensors"):
+        with pytest.raises(TrainingError, match=r"cannot write .*state-match-2\.safetensors"), files_of_at_most(1024):
             save_second(folder)
         assert files(folder) == before
         assert is_first(folder)

@@ -5,12 +5,10 @@ import hashlib
 import http.server
 import json
 import os
-import resource
 import shutil
 import tarfile
 import threading
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +32,7 @@ from aecnn_deploy.training.dataset import (
     stratified_split,
 )
 from aecnn_deploy.training.progress import SilentProgress
+from tests.small_files import files_of_at_most
 
 SPEC = InputSpec(32, 32, 36, "bicubic", (127.0, 127.0, 127.0), (128.0, 128.0, 128.0))
 
@@ -291,19 +290,13 @@ def test_a_damaged_cache_is_made_anew_with_a_note(root: Path, cache: Path, suffi
     assert mended.has("decoded earlier")
 
 
-@pytest.fixture(params=[20_000, 128 + 12 * 32 * 32 * 3 - 1], ids=["half-way", "in the last frame"])
-def small_files(request: pytest.FixtureRequest) -> Iterator[None]:
-    """No file of this process grows beyond so many bytes: writing fails as on a disk that fills up."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (request.param, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
-@pytest.mark.usefixtures("small_files")
-def test_a_disk_that_refuses_half_way_costs_the_cache_and_not_the_work(root: Path, cache: Path) -> None:
+@pytest.mark.parametrize("size_bytes", [20_000, 128 + 12 * 32 * 32 * 3 - 1], ids=["half-way", "in the last frame"])
+def test_a_disk_that_refuses_half_way_costs_the_cache_and_not_the_work(
+    root: Path, cache: Path, size_bytes: int
+) -> None:
     told = Told()
-    photographs = load(root, cache, told)
+    with files_of_at_most(size_bytes):
+        photographs = load(root, cache, told)
     assert told.has(str(cache), "cannot be used", "stay in memory")
     assert same(photographs, load(root))
     assert entries(cache, ".npy") == entries(cache, ".json") == []

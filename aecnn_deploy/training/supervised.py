@@ -97,10 +97,11 @@ def train_supervised(
     begun = (out / _SETTINGS).is_file()
     if begun and not resume and not replace:
         raise TrainingError(f"{out} holds a run; go on with it: --resume, replace it: --force, or choose another --out")
-    continues = begun and resume
-    if continues:
+    # Also without settings: an unsplit network and a split may be brought from another run.
+    continues = resume and (begun or (out / _DATA).is_file())
+    if continues and begun:
         _check_same(out, settings)
-    elif not begun:
+    elif not continues and not begun:
         check_run_target(out, replace=replace)
     photographs = load_labelled(root, spec, cache=cache, progress=progress)
     split = _split(out if continues else None, settings, photographs)
