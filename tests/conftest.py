@@ -7,8 +7,8 @@ from pathlib import Path
 import hypothesis
 import pytest
 
-# One thread for torch, here and in the processes that tests start: torch 2.14.1 corrupts its heap in the backward pass of
-# convolutions on tensors as small as these tests take, when two threads work on it.
+# One thread for torch, here and in the processes that tests start: with two, torch 2.14.1 corrupts its heap in the
+# backward pass of convolutions on tensors as small as some of these tests take.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 ROOT = Path(__file__).resolve().parents[1]
