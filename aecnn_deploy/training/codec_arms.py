@@ -111,8 +111,7 @@ def measure_feature_jpeg(shop: Workshop, task: Task) -> None:
             device=device_name(shop.device),
         )
         write_result(shop.run, row)
-    before_s = {"epochs": done["epochs"], "train_s": done["train_s"]}
-    shop.folder(task.id).finish(None, before_s)
+    shop.folder(task.id).finish(None, done)
 
 
 def measure_local_int8(shop: Workshop, task: Task) -> None:

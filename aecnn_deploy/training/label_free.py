@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from aecnn_deploy.errors import TrainingError
@@ -20,6 +19,7 @@ from aecnn_deploy.models.attention import channel_importance, kept_channels
 from aecnn_deploy.models.backbones import Backbone
 from aecnn_deploy.models.deploy import Normalise
 from aecnn_deploy.models.split import SplitModel, pruned_split
+from aecnn_deploy.training.losses import distil_loss, match_loss
 from aecnn_deploy.training.photographs import Frames
 from aecnn_deploy.training.settings import LabelFreeSettings
 
@@ -143,7 +143,7 @@ class LabelFreeTraining:
         def loss_of(rows: Tensor) -> Tensor:
             with self._autocast():
                 recovered = student.recover(teacher.entering[rows])
-            return _match_loss(recovered, teacher.at_split[rows], scale)
+            return match_loss(recovered, teacher.at_split[rows], scale)
 
         self._loop(student, match.epochs, match.batch, match.learning_rate, loss_of, "match")
 
@@ -157,14 +157,9 @@ class LabelFreeTraining:
             with self._autocast():
                 recovered = student.recover(teacher.entering[rows])
                 got = tail(recovered).float()
-            t = distil.temperature
-            divergence = F.kl_div(
-                F.log_softmax(got / t, dim=1),
-                F.log_softmax(logits[rows] / t, dim=1),
-                reduction="batchmean",
-                log_target=True,
+            return distil_loss(got, logits[rows], distil.temperature) + distil.match_weight * match_loss(
+                recovered, teacher.at_split[rows], scale
             )
-            return t * t * divergence + distil.match_weight * _match_loss(recovered, teacher.at_split[rows], scale)
 
         self._loop(student, distil.epochs, distil.batch, distil.learning_rate, loss_of, "distil")
 
@@ -250,12 +245,6 @@ def _projection(stage: nn.Module) -> "list[nn.Conv2d | nn.BatchNorm2d]":
         if isinstance(layer, (nn.Conv2d, nn.BatchNorm2d)) and "downsample" not in name
     ]
     return layers[-2:]
-
-
-def _match_loss(recovered: Tensor, original: Tensor, scale: Tensor) -> Tensor:
-    """Mean squared error, each channel in units of its own standard deviation."""
-    difference = (recovered.float() - original.float()) * scale[:, None, None]
-    return difference.square().mean()
 
 
 def _frame_batches(frames: Frames) -> Iterator[Tensor]:

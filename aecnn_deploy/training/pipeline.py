@@ -4,7 +4,7 @@ import platform
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -20,19 +20,12 @@ from aecnn_deploy.models.weights import imagenet_labels, load_backbone
 from aecnn_deploy.training.evaluation import agreement, full_top1, run_split
 from aecnn_deploy.training.label_free import LabelFreeTraining, best_device
 from aecnn_deploy.training.photographs import Frames, Photographs, choose_files, load_photographs
+from aecnn_deploy.training.progress import Progress
 from aecnn_deploy.training.settings import LabelFreeSettings
 
 HELD_OUT_SHARE = 0.1
 _MAX_HELD_OUT = 100
 _FRAMES_KEPT = 8
-
-
-class Progress(Protocol):
-    """What a caller is told: a stage begins with its number of steps, then each step."""
-
-    def stage(self, title: str, steps: int) -> None: ...
-
-    def step(self, note: str = "") -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
