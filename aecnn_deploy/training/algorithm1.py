@@ -17,7 +17,8 @@ from aecnn_deploy.models.attention import channel_importance, kept_channels
 from aecnn_deploy.models.deploy import FullModel
 from aecnn_deploy.models.rankers import ATTENTIONS, l1_importance, random_importance
 from aecnn_deploy.models.results import Ranking, ResultRow, read_ranking, write_result
-from aecnn_deploy.models.split import SplitDesign, SplitModel, design_id
+from aecnn_deploy.models.split import SplitModel, design_id
+from aecnn_deploy.training.designs import design_of
 from aecnn_deploy.training.fitting import Fitter, Group
 from aecnn_deploy.training.losses import label_loss
 from aecnn_deploy.training.measure import accuracy_of, measure_wire, top1
@@ -110,7 +111,7 @@ def train_pruned(shop: Workshop, task: Task) -> None:
     """CA_Pruned: prune the head by the ranking and fine-tune the whole through the quantiser."""
     backbone = shop.unsplit(task.seed)
     kept = kept_of(shop, task)
-    design = SplitDesign(kind="ca-pruned", split=task.split, planes=len(kept), bits=task.bits)
+    design = design_of(shop.settings, task, len(kept))
     model = to_device(shop, SplitModel(backbone, design, kept))
     calibrate(shop, model)
     fitter = shop.fitter(task.id, task.seed)
@@ -127,7 +128,7 @@ def train_recovery(shop: Workshop, task: Task) -> None:
     before = shop.folder(f"pruned-ca-l{task.split}-v{task.ratio}-u{task.base_bits}-s{task.seed}")
     backbone = shop.unsplit(task.seed)
     state = before.model_state()
-    design = SplitDesign(split=task.split, planes=len(state["kept"]), bits=task.bits, hidden=shop.settings.hidden)
+    design = design_of(shop.settings, task, len(state["kept"]))
     model = SplitModel(backbone, design, state["kept"])
     take_over(model, state)
     model = to_device(shop, model)
@@ -144,8 +145,7 @@ def train_bottlenet(shop: Workshop, task: Task) -> None:
     """BottleNet++: its module with a frozen base, then all jointly; 2^bits levels of the sigmoid's range."""
     backbone = shop.unsplit(task.seed)
     planes = backbone.split_point(task.split).kept_channels(task.ratio)
-    linear = shop.settings.bottlenet_linear
-    design = SplitDesign(kind="bottlenetpp", split=task.split, planes=planes, bits=task.bits, linear=linear)
+    design = design_of(shop.settings, task, planes)
     model = to_device(shop, SplitModel(backbone, design))
     with torch.no_grad():  # the sigmoid's range
         model.quantiser.low.zero_()
@@ -164,7 +164,7 @@ def measure_late(shop: Workshop, task: Task) -> None:
     """A late split: every channel is sent, quantised; nothing is trained."""
     backbone = shop.unsplit(task.seed)
     planes = backbone.split_point(task.split).channels
-    design = SplitDesign(kind="late", split=task.split, planes=planes, bits=task.bits)
+    design = design_of(shop.settings, task, planes)
     model = to_device(shop, SplitModel(backbone, design))
     calibrate(shop, model)
     fitter = shop.fitter(task.id, task.seed)

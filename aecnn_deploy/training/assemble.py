@@ -11,9 +11,9 @@ import torch
 import aecnn_deploy
 from aecnn_deploy.models.results import ResultRow
 from aecnn_deploy.models.run import RUN_FORMAT, RunRecord, VariantRecord, describe_variant, write_run_files
-from aecnn_deploy.models.split import SplitDesign, SplitModel
+from aecnn_deploy.models.split import SplitModel
 from aecnn_deploy.training.algorithm1 import device_name
-from aecnn_deploy.training.fast import strided_design
+from aecnn_deploy.training.designs import design_of
 from aecnn_deploy.training.tasks import Task
 from aecnn_deploy.training.workshop import Workshop
 
@@ -39,7 +39,7 @@ def assemble_run(shop: Workshop, tasks: Sequence[Task], rows: Sequence[ResultRow
         if row.ablation or row.variant is None or row.variant in models:
             continue
         state = shop.folder(task.id).model_state()
-        model = SplitModel(backbone, _design(shop, task, len(state["kept"])), state["kept"])
+        model = SplitModel(backbone, design_of(shop.settings, task, len(state["kept"])), state["kept"])
         model.load_state_dict(state)
         record = describe_variant(
             backbone,
@@ -74,19 +74,3 @@ def assemble_run(shop: Workshop, tasks: Sequence[Task], rows: Sequence[ResultRow
     frames = np.ascontiguousarray(shop.frames("test")[:: max(1, parts["test"] // _FRAMES_KEPT)][:_FRAMES_KEPT])
     write_run_files(shop.run, run, backbone, models, frames)
     return run
-
-
-def _design(shop: Workshop, task: Task, planes: int) -> SplitDesign:
-    settings = shop.settings
-    base = SplitDesign(split=task.split or 1, planes=planes, bits=task.bits or 8)
-    match task.kind:
-        case "aecnn":
-            return msgspec.structs.replace(base, hidden=settings.hidden)
-        case "fast":
-            return msgspec.structs.replace(base, hidden=settings.hidden, depth=settings.recovery_depth, repack=True)
-        case "bottlenetpp":
-            return msgspec.structs.replace(base, kind="bottlenetpp", linear=settings.bottlenet_linear)
-        case "late-split":
-            return msgspec.structs.replace(base, kind="late")
-        case _:
-            return strided_design(next(item for item in settings.strided if item.name == task.name))

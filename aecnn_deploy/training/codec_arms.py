@@ -6,8 +6,9 @@ from torch import Tensor
 
 from aecnn_deploy.models.deploy import FullModel
 from aecnn_deploy.models.results import FRAMING_BYTES, ResultRow, write_result
-from aecnn_deploy.models.split import SplitDesign, SplitModel
+from aecnn_deploy.models.split import SplitModel
 from aecnn_deploy.training.algorithm1 import device_name, validation_accuracy
+from aecnn_deploy.training.designs import design_of
 from aecnn_deploy.training.feature_jpeg import decode_planes, encode_planes
 from aecnn_deploy.training.fitting import Group
 from aecnn_deploy.training.frame_codecs import GRID, FrameCodec, coded
@@ -80,8 +81,7 @@ def measure_feature_jpeg(shop: Workshop, task: Task) -> None:
     before = shop.folder(f"aecnn-l{task.split}-v{task.ratio}-u{task.bits}-s{task.seed}")
     state = before.model_state()
     backbone, done = shop.unsplit(task.seed), before.done()
-    design = SplitDesign(split=task.split, planes=len(state["kept"]), bits=task.bits, hidden=shop.settings.hidden)
-    model = SplitModel(backbone, design, state["kept"])
+    model = SplitModel(backbone, design_of(shop.settings, task, len(state["kept"])), state["kept"])
     model.load_state_dict(state)
     images = shop.images("test")
     point = backbone.split_point(task.split)

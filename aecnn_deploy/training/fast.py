@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from aecnn_deploy.models.attention import channel_importance, kept_channels
 from aecnn_deploy.models.results import FRAMING_BYTES
-from aecnn_deploy.models.split import SplitDesign, SplitModel
+from aecnn_deploy.models.split import SplitModel
 from aecnn_deploy.training.algorithm1 import (
     calibrate,
     finish,
@@ -22,9 +22,10 @@ from aecnn_deploy.training.algorithm1 import (
     to_device,
     validation_accuracy,
 )
+from aecnn_deploy.training.designs import design_of, strided_settings
 from aecnn_deploy.training.fitting import Fitter, Group
 from aecnn_deploy.training.losses import distil_loss, label_loss, match_loss
-from aecnn_deploy.training.settings import FitSettings, StridedSettings
+from aecnn_deploy.training.settings import FitSettings
 from aecnn_deploy.training.tasks import Task
 from aecnn_deploy.training.views import Teacher, ViewBank
 from aecnn_deploy.training.workshop import Workshop
@@ -45,14 +46,7 @@ def train_fast(shop: Workshop, task: Task) -> None:
         teacher = shop.teacher(task.seed, task.split, bank)
     count = backbone.split_point(task.split).kept_channels(task.ratio)
     kept = kept_channels(channel_importance(teacher.plain()).cpu(), count)
-    design = SplitDesign(
-        split=task.split,
-        planes=count,
-        bits=task.bits,
-        hidden=settings.hidden,
-        depth=settings.recovery_depth,
-        repack=True,
-    )
+    design = design_of(settings, task, count)
     model = to_device(shop, SplitModel(backbone, design, kept))
     calibrate(shop, model)
     job = SplitJob(bank, teacher, model, trained=model.head[bank.frozen :], new=None)
@@ -62,13 +56,13 @@ def train_fast(shop: Workshop, task: Task) -> None:
 
 def train_strided(shop: Workshop, task: Task) -> None:
     """A purpose-made strided head."""
-    item = next(item for item in shop.settings.strided if item.name == task.name)
+    item = strided_settings(shop.settings, task)
     backbone = shop.unsplit(task.seed)
     fitter = shop.fitter(task.id, task.seed)
     with fitter.timed():
         bank = shop.bank(min(shop.settings.freeze, item.reuse), 0 if item.fresh_views else None)
         teacher = shop.teacher(task.seed, item.split, bank)
-    model = to_device(shop, SplitModel(backbone, strided_design(item)))
+    model = to_device(shop, SplitModel(backbone, design_of(shop.settings, task, item.planes)))
     calibrate(shop, model, model.head[item.reuse :])
     reused = model.head[bank.frozen : item.reuse]
     job = SplitJob(
@@ -88,20 +82,6 @@ def train_strided(shop: Workshop, task: Task) -> None:
     if item.ablation:
         row = msgspec.structs.replace(row, label=item.ablation, ablation=True)
     finish(shop, task, row, model)
-
-
-def strided_design(item: StridedSettings) -> SplitDesign:
-    """The network that these settings describe."""
-    return SplitDesign(
-        kind="strided",
-        split=item.split,
-        planes=item.planes,
-        bits=item.bits,
-        hidden=item.hidden,
-        depth=item.depth,
-        reuse=item.reuse,
-        layers=item.layers,
-    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -113,7 +113,7 @@ class Teacher:
         backbone = shop.unsplit(seed)
         point = backbone.split_point(split)
         self._head = _frozen(fold_batch_norm(backbone.head(split)[bank.frozen :]), shop.device)
-        self._whole_head = _frozen(fold_batch_norm(backbone.head(split)), shop.device)
+        self._backbone = backbone
         self._tail = _frozen(fold_batch_norm(backbone.tail(split)), shop.device)
         images = len(shop.images("train"))
         size = 2 * bank.count * images * point.channels * point.height * point.width
@@ -132,7 +132,7 @@ class Teacher:
     def plain(self) -> Iterator[Tensor]:
         """The tensor at the split of every training image as it is, in batches: float32."""
         images, views = self._shop.images("train"), self._shop.views()
-        head = self._whole_head
+        head = _frozen(fold_batch_norm(self._backbone.head(self.split)), self._shop.device)
         for frames in torch.split(images.frames, _BATCH):
             with torch.no_grad(), self._shop.autocast():
                 at_split = head(views.plain(frames))
