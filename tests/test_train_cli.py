@@ -11,20 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import numpy as np
 import pytest
-from PIL import Image
 
 from aecnn_deploy.cli.main import run as aecnn_deploy
 from aecnn_deploy.cli.stages import StageBars
 from aecnn_deploy.models.backbones import build_backbone
 from aecnn_deploy.models.results import ResultRow, read_results
 from aecnn_deploy.models.run import load_run
-from aecnn_deploy.training.progress import SilentProgress
 from aecnn_deploy.training.settings import Algorithm1Settings, read_settings
 from aecnn_deploy.training.supervised import train_supervised
 from aecnn_deploy.training.tasks import tasks_of
 from tests.bundles import COMMAND, command, environment
+from tests.labelled_runs import Steps, done_at, tree, write_pictures
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 LABEL_FREE = CONFIGS / "label-free-quick.toml"
@@ -63,26 +61,6 @@ def write_config(folder: Path, *changes: tuple[str, str]) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.toml").write_text(text)
     return folder / "config.toml"
-
-
-def write_pictures(root: Path, count: int = 8) -> Path:
-    """Two categories of ``count`` pictures each, reddish and bluish."""
-    rng = np.random.default_rng(0)
-    for name, colour in (("blue", (40, 40, 200)), ("red", (200, 40, 40))):
-        (root / name).mkdir(parents=True)
-        for index in range(count):
-            coarse = np.clip(rng.integers(-30, 30, (6, 6, 3)) + np.array(colour), 0, 255).astype(np.uint8)
-            Image.fromarray(coarse).resize((64, 64)).save(root / name / f"{index}.png")
-    return root
-
-
-def done_at(out: Path) -> dict[str, int]:
-    """When each task of the run was done."""
-    return {path.parent.name: path.stat().st_mtime_ns for path in (out / "tasks").glob("*/done.json")}
-
-
-def tree(folder: Path) -> dict[Path, bytes]:
-    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 @pytest.fixture(autouse=True)
@@ -216,18 +194,6 @@ def test_two_processes_do_the_tasks_of_one(pictures: Path, tmp_path: Path) -> No
 
 
 def test_a_run_of_one_job_reports_one_step_for_each_task(pictures: Path, tmp_path: Path) -> None:
-    class Steps(SilentProgress):
-        def __init__(self) -> None:
-            self.planned: list[tuple[str, int]] = []
-            self.done: list[int] = []
-
-        def stage(self, title: str, steps: int) -> None:
-            self.planned.append((title, steps))
-            self.done.append(0)
-
-        def step(self, note: str = "") -> None:
-            self.done[-1] += 1
-
     settings = read_settings(write_config(tmp_path, (SMALL[SMALL.index("[[") :], "")))
     assert isinstance(settings, Algorithm1Settings)
     steps = Steps()

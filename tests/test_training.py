@@ -20,23 +20,9 @@ from aecnn_deploy.training.photographs import Frames, choose_files, load_photogr
 from aecnn_deploy.training.pipeline import train_label_free
 from aecnn_deploy.training.samples import cut_patches, write_sample_photographs
 from aecnn_deploy.training.settings import DistilSettings, LabelFreeSettings, MatchSettings, read_settings
+from tests.labelled_runs import Steps
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
-
-
-class Steps:
-    """Counts what a caller is told."""
-
-    def __init__(self) -> None:
-        self.planned: list[tuple[str, int]] = []
-        self.done: list[int] = []
-
-    def stage(self, title: str, steps: int) -> None:
-        self.planned.append((title, steps))
-        self.done.append(0)
-
-    def step(self, note: str = "") -> None:
-        self.done[-1] += 1
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,60 @@
+"""Runs of training for tests: pictures, settings, and what a run left or told."""
+
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from aecnn_deploy.models.backbones import Backbone, build_backbone
+from aecnn_deploy.training.progress import SilentProgress
+from aecnn_deploy.training.settings import Algorithm1Settings, read_settings
+
+
+def settings_of(folder: Path, text: str) -> Algorithm1Settings:
+    """Settings as a user writes them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.toml").write_text('method = "algorithm1"\nbackbone = "resnet18"\n' + text)
+    settings = read_settings(folder / "config.toml")
+    assert isinstance(settings, Algorithm1Settings)
+    return settings
+
+
+@cache
+def resnet18() -> Backbone:
+    return build_backbone("resnet18")
+
+
+def write_pictures(root: Path, count: int = 8) -> Path:
+    """Two categories of ``count`` pictures each, reddish and bluish."""
+    rng = np.random.default_rng(0)
+    for name, colour in (("blue", (40, 40, 200)), ("red", (200, 40, 40))):
+        (root / name).mkdir(parents=True)
+        for index in range(count):
+            coarse = np.clip(rng.integers(-30, 30, (6, 6, 3)) + np.array(colour), 0, 255).astype(np.uint8)
+            Image.fromarray(coarse).resize((64, 64)).save(root / name / f"{index}.png")
+    return root
+
+
+def done_at(out: Path) -> dict[str, int]:
+    """When each task of the run was done."""
+    return {path.parent.name: path.stat().st_mtime_ns for path in (out / "tasks").glob("*/done.json")}
+
+
+def tree(folder: Path) -> dict[Path, bytes]:
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+class Steps(SilentProgress):
+    """Counts what a caller is told."""
+
+    def __init__(self) -> None:
+        self.planned: list[tuple[str, int]] = []
+        self.done: list[int] = []
+
+    def stage(self, title: str, steps: int) -> None:
+        self.planned.append((title, steps))
+        self.done.append(0)
+
+    def step(self, note: str = "") -> None:
+        self.done[-1] += 1
