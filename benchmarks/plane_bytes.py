@@ -3,8 +3,8 @@
     python -m benchmarks.plane_bytes --data $AECNN_DATA/caltech101
 
 The heads of the zoo's bundle run in ONNX Runtime on the photographs of benchmarks/photographs.py; each payload is
-decoded and compared with its planes. "Entropy" is order-0, of each image's own values, without a table: no coder that forgets
-neighbours can do better. Payloads alone, without framing.
+decoded and compared with its planes. "Entropy" is order-0, of each image's own values, without the table that a decoder
+needs; a coder that looks at neighbouring values can be below it. Payloads alone, without framing.
 """
 
 import argparse

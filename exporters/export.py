@@ -78,7 +78,7 @@ def export_run(
     Each ONNX file is compared with torch in ONNX Runtime on the run's photographs before the bundle gets its name;
     engines for the GPU of this machine are run too, engines for others cannot be. Whatever fails leaves no bundle.
     ``compact`` rounds the weights to bfloat16's precision (they stay float32): an archive of the bundle takes
-    less than half as much. What is exported is then compared with torch on the rounded weights.
+    less than half of the bytes. What is exported is then compared with torch on the rounded weights.
     Raises SettingsError, MissingExtraError, ExportError, VerificationError, BundleError.
     """
     progress = progress or Silent()

@@ -38,7 +38,7 @@ def export(
         list[str] | None, typer.Option(help="Export this variant only; may be repeated. Default: all.")
     ] = None,
     compact: Annotated[
-        bool, typer.Option("--compact", help="Round weights to bfloat16's precision: archives shrink to less than half.")
+        bool, typer.Option("--compact", help="Round weights to bfloat16's precision: archives shrink by half.")
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace a bundle that stands at --out.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
