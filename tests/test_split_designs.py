@@ -45,6 +45,7 @@ DESIGNS = {
     "strided-reuse": SplitDesign(
         kind="strided", split=2, planes=3, bits=8, hidden=8, reuse=1, layers=((8, 3, 1), (8, 3, 2))
     ),
+    "strided-drop": SplitDesign(kind="strided", split=4, planes=5, bits=4, hidden=8, reuse=4, drop=(4,)),
 }
 BY_NAME = pytest.mark.parametrize("name", DESIGNS)
 
@@ -115,7 +116,7 @@ class TestEveryDesign:
     @torch.no_grad()
     def test_its_shapes_are_those_that_it_says(self, name: str) -> None:
         model = built(name)
-        point = small().split_point(2)
+        point = small().split_point(model.split)
         assert model.head(inputs()).shape == (5, *model.planes_shape)
         assert model.recover(inputs()).shape == (5, point.channels, point.height, point.width)
         assert model(inputs()).shape == (5, 5)
@@ -188,6 +189,7 @@ class TestMultiplyAdds:
     def test_a_strided_head_pays_for_its_own_layers_only(self) -> None:
         patches, residual = 8 * 3 * 16, 16 * 8 + 16 * 9 + 8 * 16
         assert self.macs("strided") == (patches + residual + 3 * 8) * 8 * 8
+        assert self.macs("strided-drop") == count_macs(small().head(3), self.SHAPE) + 5 * 24 * 8 * 8
         assert self.macs("strided-reuse") == (8 * 27 + 8 * 72) * 32 * 32 + (8 * 72 + 3 * 8) * 16 * 16
 
 

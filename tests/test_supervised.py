@@ -347,6 +347,16 @@ hidden = 8
 depth = 0
 layers = [[8, 3, 1]]
 seeds = [1, 2]
+
+[[strided]]
+name = "dropped"
+split = 7
+planes = 2
+reuse = 5
+drop = [3, 5]
+hidden = 8
+depth = 0
+seeds = [1]
 """
 
 
@@ -373,6 +383,16 @@ class TestFrozenStages:
             assert torch.equal(own["head.2.conv2.weight"], first), task
             assert not torch.equal(own["head.3.conv1.weight"], trained), task
 
+    def test_a_dropped_stage_is_gone_and_those_after_it_begin_with_their_own_weights(self, kept: Trained) -> None:
+        state = torch.load(kept.out.parent / "weights.pth", weights_only=True)
+        own = load_file(kept.out / "tasks" / "strided-dropped-s1" / "model.safetensors")
+        assert torch.equal(own["head.1.conv2.weight"], state["layer1.0.conv2.weight"])  # frozen, before the first
+        after, began = own["head.2.conv1.weight"], state["layer2.0.conv1.weight"]  # stage 4: 3 is left out
+        assert after.shape == began.shape
+        assert not torch.equal(after, began)
+        assert float((after - began).abs().max()) < float(began.abs().max()) / 2
+        assert "head.3.conv1.weight" not in own
+
     def test_there_is_one_unsplit_network_and_the_first_seed_is_exported(self, kept: Trained) -> None:
         tasks = {row.task for row in kept.result.rows}
         assert {task for task in tasks if task.startswith("unsplit")} == {"unsplit-s1"}
@@ -383,6 +403,7 @@ class TestFrozenStages:
             "resnet18-l7-v64-u8",
             "resnet18-l7-v64-u4",
             "resnet18-l7-strided-reused-u4",
+            "resnet18-l7-strided-dropped-u4",
         }
         for variant in run.variants:
             again = run_split(variant.head(), variant.tail(), variant.bits, frames)

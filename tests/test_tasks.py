@@ -110,6 +110,10 @@ class TestTasks:
             ("late_splits = [12]\n", "resnet18 has no split point 12; choose 1 to 9"),
             ("[[strided]]\nname = 's'\nsplit = 17\n", "resnet18 has no split point 17; choose 1 to 9"),
             ("[[strided]]\nname = 's'\nreuse = 11\n", "resnet18 has no split point 11; choose 1 to 9"),
+            ("[[strided]]\nname = 's'\nreuse = 5\ndrop = [6]\n", "stage 6 cannot be dropped from 5 reused stages"),
+            ("[[strided]]\nname = 's'\nreuse = 5\ndrop = [1]\n", "cannot be dropped from 5 .*; name one of 2 to 5"),
+            ("[[strided]]\nname = 's'\ndrop = [2]\n", "stage 2 cannot be dropped from 0 reused stages"),
+            ("[[strided]]\nname = 's'\nreuse = 5\ndrop = [4]\n", "turns 64×56×56 into 128×28×28; only a stage that"),
         ],
     )
     def test_what_the_backbone_lacks_is_refused_with_the_numbers(self, tasks: Any, text: str, why: str) -> None:

@@ -52,6 +52,7 @@ class VariantRecord(msgspec.Struct, frozen=True):
     kind: Kind = "aecnn"
     depth: int = 0
     reuse: int = 0
+    drop: tuple[int, ...] = ()
     layers: tuple[tuple[int, ...], ...] = ()
     linear: bool = False
 
@@ -67,6 +68,7 @@ class VariantRecord(msgspec.Struct, frozen=True):
             depth=self.depth,
             repack=self.repack,
             reuse=self.reuse,
+            drop=self.drop,
             layers=self.layers,
             linear=self.linear,
         )
@@ -188,6 +190,7 @@ def describe_variant(backbone: Backbone, model: SplitModel, ratio: int, **measur
         depth=design.depth,
         repack=design.repack,
         reuse=design.reuse,
+        drop=design.drop,
         layers=design.layers,
         linear=design.linear,
         planes=model.planes_shape,

@@ -1,6 +1,7 @@
 """A split network: head, quantiser, recovery, tail, as a design says."""
 
 import copy
+from collections import OrderedDict
 from typing import Literal
 
 import msgspec
@@ -22,8 +23,8 @@ class SplitDesign(msgspec.Struct, frozen=True, kw_only=True):
     """How a split network is built; with the backbone and the kept channels it gives the same modules again.
 
     ``aecnn``: pruned head, feature recovery. ``ca-pruned``: pruned head, zeros for what was pruned. ``bottlenetpp``:
-    whole head, learned encoder and decoder. ``strided``: ``reuse`` stages of the backbone, then ``layers``, feeding a
-    recovery. ``late``: the whole head, every channel is sent.
+    whole head, learned encoder and decoder. ``strided``: the first ``reuse`` stages of the backbone but those in
+    ``drop``, then ``layers``, feeding a recovery. ``late``: the whole head, every channel is sent.
     """
 
     kind: Kind = "aecnn"
@@ -34,6 +35,7 @@ class SplitDesign(msgspec.Struct, frozen=True, kw_only=True):
     depth: int = 0  # residual blocks inside recovery
     repack: bool = False  # recovery corrects the received channels too
     reuse: int = 0
+    drop: tuple[int, ...] = ()
     layers: tuple[tuple[int, ...], ...] = ()
     linear: bool = False  # BottleNet++'s decoder without its ReLU
 
@@ -87,9 +89,30 @@ def _head(backbone: Backbone, design: SplitDesign, kept: Tensor) -> nn.Sequentia
             channels = backbone.split_point(design.split).channels
             return nn.Sequential(*copy.deepcopy(head), *bottlenet_encoder(channels, design.planes))
         case "strided":
-            reused = copy.deepcopy(backbone.head(design.reuse)) if design.reuse else nn.Sequential()
+            reused = copy.deepcopy(reused_stages(backbone, design.reuse, design.drop))
             inputs = backbone.split_point(design.reuse).channels if design.reuse else 3
             return strided_head(reused, inputs, design.layers, design.planes)
+
+
+def reused_stages(backbone: Backbone, reuse: int, drop: tuple[int, ...] = ()) -> nn.Sequential:
+    """The first ``reuse`` stages but those numbered in ``drop``, the backbone's own modules.
+
+    Raises ModelError: no such split point, or a dropped stage that changes its tensor's shape (none but a residual
+    stage can be left out).
+    """
+    if not reuse and not drop:
+        return nn.Sequential()
+    stages = list(backbone.head(max(reuse, 1)).named_children())
+    for number in drop:
+        if not 1 < number <= reuse:
+            raise ModelError(f"stage {number} cannot be dropped from {reuse} reused stages; name one of 2 to {reuse}")
+        before, after = backbone.split_point(number - 1), backbone.split_point(number)
+        if (before.channels, before.height, before.width) != (after.channels, after.height, after.width):
+            raise ModelError(
+                f"stage {number} of {backbone.name} turns {before.channels}×{before.height}×{before.width} into "
+                f"{after.channels}×{after.height}×{after.width}; only a stage that keeps the shape can be dropped"
+            )
+    return nn.Sequential(OrderedDict(stage for number, stage in enumerate(stages, 1) if number not in drop))
 
 
 def _recovery(

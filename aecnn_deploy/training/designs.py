@@ -19,6 +19,7 @@ def design_of(settings: Algorithm1Settings, task: Task, planes: int) -> SplitDes
             hidden=item.hidden,
             depth=item.depth,
             reuse=item.reuse,
+            drop=item.drop,
             layers=item.layers,
         )
     base = SplitDesign(split=task.split, planes=planes, bits=task.bits)

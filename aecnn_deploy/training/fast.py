@@ -49,7 +49,7 @@ def train_fast(shop: Workshop, task: Task) -> None:
     design = design_of(settings, task, count)
     model = to_device(shop, SplitModel(backbone, design, kept))
     calibrate(shop, model)
-    job = SplitJob(bank, teacher, model, trained=model.head[bank.frozen :], new=None)
+    job = SplitJob(bank, teacher, model, trained=model.head[bank.frozen :], new=None, train_tail=settings.train_tail)
     train_split(shop, fitter, job)
     finish(shop, task, split_row(shop, task, model, "aecnn-fast", fitter), model)
 
@@ -60,17 +60,19 @@ def train_strided(shop: Workshop, task: Task) -> None:
     backbone = shop.unsplit(task.seed)
     fitter = shop.fitter(task.id, task.seed)
     with fitter.timed():
-        bank = shop.bank(min(shop.settings.freeze, item.reuse), 0 if item.fresh_views else None)
+        whole = min(item.drop, default=item.reuse + 1) - 1  # stages before the first that is left out
+        bank = shop.bank(min(shop.settings.freeze, whole), 0 if item.fresh_views else None)
         teacher = shop.teacher(task.seed, item.split, bank)
     model = to_device(shop, SplitModel(backbone, design_of(shop.settings, task, item.planes)))
-    calibrate(shop, model, model.head[item.reuse :])
-    reused = model.head[bank.frozen : item.reuse]
+    count = item.reuse - len(item.drop)
+    calibrate(shop, model, model.head[count:])
+    reused = model.head[bank.frozen : count]
     job = SplitJob(
         bank,
         teacher,
         model,
         trained=reused if len(reused) else None,
-        new=model.head[item.reuse :],
+        new=model.head[count:],
         train_tail=item.train_tail,
         target_bytes=item.target_bytes,
         match_epochs=item.match_epochs,

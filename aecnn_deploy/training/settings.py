@@ -111,6 +111,7 @@ class StridedSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     planes: Positive = 8
     bits: Bits = 4
     reuse: NotNegative = 0  # so many stages of the backbone come first
+    drop: tuple[Positive, ...] = ()  # but these of them, which keep their tensor's shape: residual ones
     layers: tuple[tuple[Positive, ...], ...] = ()  # [channels, kernel, stride] or with a fourth number: expansion
     hidden: Positive = 128
     depth: NotNegative = 2
@@ -140,6 +141,7 @@ class Algorithm1Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True
     weights: str | None = None  # None: the backbone's default source
     resize_short: Positive | None = None  # pixels of a photograph's shorter side before the centre crop
     freeze: NotNegative = 0  # so many first stages keep their pretrained weights in every network
+    train_tail: bool = True  # aecnn-fast: the tail learns too in the end-to-end stage
     views: NotNegative = 0  # random views of each image that are kept; 0: new ones in every epoch
     shared_unsplit: bool = False  # all seeds begin with the first seed's unsplit network
     augment: Literal["none", "flip", "crop"] = "crop"

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from aecnn_deploy.errors import SettingsError
 from aecnn_deploy.models.backbones import Backbone
+from aecnn_deploy.models.split import reused_stages
 from aecnn_deploy.training.frame_codecs import GRID
 from aecnn_deploy.training.settings import Algorithm1Settings, SweepSettings, seeds_of
 
@@ -62,8 +63,7 @@ def _all(settings: Algorithm1Settings, backbone: Backbone) -> Iterator[Task]:
             yield Task("late-split", first, split=split, bits=bits, needs=(f"unsplit-s{first}",))
     for item in settings.strided:
         backbone.split_point(item.split)
-        if item.reuse:
-            backbone.split_point(item.reuse)
+        reused_stages(backbone, item.reuse, item.drop)
         if item.reuse > item.split:
             raise SettingsError(
                 f"the strided head {item.name!r} reuses {item.reuse} stages, its tail begins after stage {item.split}; "
