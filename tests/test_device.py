@@ -19,6 +19,7 @@ from aecnn_deploy.bundle.reader import Bundle, open_bundle
 from aecnn_deploy.codec import EncodedPlanes, coder_names
 from aecnn_deploy.errors import (
     BundleError,
+    CodecError,
     EdgeUnreachableError,
     RequestFailedError,
     SessionRefusedError,
@@ -194,10 +195,43 @@ def test_an_unknown_variant_lists_the_known_ones(bundle: Bundle) -> None:
         Device(bundle, DeviceSettings("ws://127.0.0.1:1", variant="resnet"))
 
 
-@pytest.mark.parametrize("bad", [{"threads": -1}, {"deadline_ms": 0.0}, {"timeout_s": 0.0}, {"zstd_level": 99}])
+@pytest.mark.parametrize(
+    "bad", [{"threads": -1}, {"deadline_ms": 0.0}, {"timeout_s": 0.0}, {"zstd_level": 99}, {"coder": "gzip"}]
+)
 def test_a_setting_out_of_range_is_refused(bundle: Bundle, bad: dict[str, Any]) -> None:
     with pytest.raises(SettingsError):
         Device(bundle, DeviceSettings("ws://127.0.0.1:1", **bad))
+
+
+def test_every_coder_gives_the_same_classes(bundle: Bundle, photos: list[Path]) -> None:
+    found: dict[str, list[int | None]] = {}
+    with serving(bundle.path) as edge:
+        for coder in coder_names():
+            settings = DeviceSettings(edge.url, coder=coder)
+            report = run_device(bundle, settings, str(photos[0].parent), stdin=NO_STDIN)
+            assert [image.status for image in report.images] == ["ok"] * len(photos)
+            assert {image.coder for image in report.images} <= {coder, "raw"}
+            found[coder] = [image.index for image in report.images]
+    assert all(indices == found["zstd"] for indices in found.values())
+
+
+def test_a_coder_that_the_edge_does_not_decode_is_named_with_those_that_it_does(bundle: Bundle) -> None:
+    def old(connection: ServerConnection) -> None:
+        session = EdgeSession(WireLimits())
+        (event,) = session.receive(connection.recv())  # type: ignore[arg-type]
+        assert isinstance(event, HelloReceived)
+        hello = event.hello
+        connection.send(
+            session.welcome(Welcome(1, hello.bundle_id, hello.variants, ["raw", "zstd"], 4, 1 << 20, 1 << 20, "t", "t"))
+        )
+        connection.recv()
+
+    with (
+        peer(old) as url,
+        pytest.raises(CodecError, match=r"does not decode coder 'packed'; choose another one \(--coder\): raw, zstd"),
+        Device(bundle, DeviceSettings(url, coder="packed")),
+    ):
+        pass
 
 
 def test_an_image_that_does_not_decode_fails_alone(bundle: Bundle, photos: list[Path], tmp_path: Path) -> None:

@@ -135,7 +135,7 @@ class TestWheel:
 
 class TestExtras:
     def test_every_optional_module_is_named_with_an_extra_that_installs_it(self) -> None:
-        own_name = {"skimage": "scikit-image", "sklearn": "scikit-learn"}
+        own_name = {"jpeg_ls": "pyjpegls", "skimage": "scikit-image", "sklearn": "scikit-learn"}
         for module, extra in EXTRAS.items():
             listed = PYPROJECT["project"]["optional-dependencies"][extra]
             names = {canonicalize_name(Requirement(text).name) for text in listed}

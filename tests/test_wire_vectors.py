@@ -51,10 +51,19 @@ CONTROL = {
     "goodbye": (Kind.GOODBYE, 0, Goodbye("the edge is stopping")),
 }
 
+# A raw block: the residuals of three predictions.
+RESIDUALS = bytes.fromhex("28b52ffd 20 0c 610000 01020304 00010107 02000003")
+SLOPE_AND_FLAT = [[[0, 1, 2, 3], [1, 2, 3, 4], [2, 3, 4, 5]], [[7, 7, 7, 7], [7, 7, 7, 7], [7, 7, 7, 6]]]
+
 # name -> payload, request id, variant, coder, deadline, raw size
 INFER = {
     "infer-raw": (bytes(range(6)), 1, 1, 0, 250, 6),
     "infer-zstd": (bytes.fromhex("28b52ffd 20 20 030100 07"), 2, 0, 1, 0, 32),
+    "infer-packed": (bytes.fromhex("053940"), 3, 0, 2, 0, 6),
+    "infer-left-zstd": (RESIDUALS, 4, 0, 3, 0, 12),
+    "infer-up-zstd": (RESIDUALS, 5, 0, 4, 0, 12),
+    "infer-median-zstd": (RESIDUALS, 6, 0, 5, 0, 12),
+    "infer-jpegls": (bytes.fromhex("bf4a5e01b5f2"), 7, 1, 6, 0, 24),
     "infer-extremes": (b"\xff", 2**64 - 1, 2**16 - 1, 255, 2**32 - 1, 8 << 20),
 }
 
@@ -98,10 +107,16 @@ def test_infer_messages_are_the_golden_bytes(name: str) -> None:
     [
         ("infer-raw", np.arange(6, dtype=np.uint8).reshape(1, 2, 3)),
         ("infer-zstd", np.full((2, 4, 4), 7, np.uint8)),
+        ("infer-packed", np.arange(6, dtype=np.uint8).reshape(1, 2, 3)),
+        ("infer-left-zstd", [[[1, 3, 6, 2], [1, 2, 3, 2], [3, 3, 3, 6]]]),
+        ("infer-up-zstd", [[[1, 3, 6, 2], [1, 4, 7, 1], [3, 4, 7, 4]]]),
+        ("infer-median-zstd", [[[1, 3, 6, 2], [1, 4, 7, 2], [3, 4, 7, 5]]]),
+        ("infer-jpegls", SLOPE_AND_FLAT),
     ],
 )
 def test_payloads_of_the_vectors_decode_to_their_planes(name: str, planes: np.ndarray) -> None:
     payload, _, _, coder, _, raw_bytes = INFER[name]
+    planes = np.asarray(planes, np.uint8)
     assert raw_bytes == planes.size
     np.testing.assert_array_equal(PlaneDecoder(planes.shape, 3).decode(coder, payload), planes)
 

@@ -33,6 +33,7 @@ def run_device(
     spinning: Annotated[
         bool, typer.Option("--spinning/--no-spinning", help="Let idle ONNX Runtime threads burn their core.")
     ] = False,
+    coder: Annotated[str, typer.Option(help="How the planes are coded; bench codec compares the coders.")] = "zstd",
     zstd_level: Annotated[int, typer.Option(help="zstd level of the planes, 1 to 22.")] = 3,
     deadline_ms: Annotated[float | None, typer.Option(help="Milliseconds for each image, from file to label.")] = None,
     timeout_s: Annotated[float, typer.Option(help="Seconds to wait for the edge, each time.")] = 10.0,
@@ -50,6 +51,7 @@ def run_device(
         variant=variant,
         threads=threads,
         spinning=spinning,
+        coder=coder,
         zstd_level=zstd_level,
         deadline_ms=deadline_ms,
         timeout_s=timeout_s,

