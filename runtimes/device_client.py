@@ -13,6 +13,7 @@ from aecnn_deploy import __version__
 from aecnn_deploy.bundle.reader import Bundle
 from aecnn_deploy.codec import CODERS, DEFAULT_LEVEL, PlaneEncoder, coder_names
 from aecnn_deploy.errors import AecnnError, BundleError, CodecError, RequestFailedError, SettingsError
+from aecnn_deploy.runtimes.coder_choice import CoderChoice
 from aecnn_deploy.runtimes.device_link import EdgeLink
 from aecnn_deploy.runtimes.frames import read_frame
 from aecnn_deploy.runtimes.onnxruntime_runner import OnnxRuntimeRunner
@@ -20,6 +21,7 @@ from aecnn_deploy.runtimes.sources import SourceImage, open_source
 from aecnn_deploy.wire import WIRE_VERSION, Hello, WireLimits
 
 SPLIT = "split"
+AUTO = "auto"
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +32,7 @@ class DeviceSettings:
     variant: str | None = None  # None: the bundle's first
     threads: int = 0  # of the head; 0 takes every core
     spinning: bool = False
-    coder: str = "zstd"  # of the planes; raw where it does not make them smaller
+    coder: str = "zstd"  # of the planes, raw where it does not make them smaller; "auto": the fastest for each frame
     zstd_level: int = DEFAULT_LEVEL
     deadline_ms: float | None = None  # for each image, from its file to its label
     timeout_s: float = 10.0  # for each wait for the edge
@@ -39,8 +41,8 @@ class DeviceSettings:
     def __post_init__(self) -> None:
         if not 0 <= self.threads <= 1024:
             raise SettingsError(f"threads is {self.threads}, expected 0 (every core) to 1024")
-        if self.coder not in CODERS:
-            raise SettingsError(f"unknown coder {self.coder!r}; choose one of {', '.join(CODERS)}")
+        if self.coder not in (AUTO, *CODERS):
+            raise SettingsError(f"unknown coder {self.coder!r}; choose {AUTO} or one of {', '.join(CODERS)}")
         if self.deadline_ms is not None and not 0 < self.deadline_ms < 1e9:
             raise SettingsError(f"deadline_ms is {self.deadline_ms}, expected a positive number of milliseconds")
 
@@ -73,6 +75,7 @@ class RunReport:
     bundle_id: str
     images: list[ImageReport]
     interrupted: bool
+    coders: dict[str, Any] | None = None  # with coder "auto": how it chose, at the end of the run
 
     def summary(self) -> dict[str, float | int | None]:
         """Counts, the mean of the bytes and the 50th and 99th percentile of the total, of the images that are ok."""
@@ -93,6 +96,7 @@ class RunReport:
             "images": [asdict(image) for image in self.images],
             "summary": self.summary(),
             "interrupted": self.interrupted,
+            "coder_choice": self.coders,
         }
 
 
@@ -109,9 +113,9 @@ class Device:
         self.variant = bundle.variant(settings.variant)
         variants = [spec.id for spec in bundle.manifest.variants]
         self._index = variants.index(self.variant.id)
-        self._encoder = PlaneEncoder(
-            self.variant.planes, self.variant.bits, coder=settings.coder, level=settings.zstd_level
-        )
+        fixed = "zstd" if settings.coder == AUTO else settings.coder
+        self._encoder = PlaneEncoder(self.variant.planes, self.variant.bits, coder=fixed, level=settings.zstd_level)
+        self._choice: CoderChoice | None = None  # made when the edge has said what it decodes
         self._head = OnnxRuntimeRunner(
             bundle.file(self.variant.head), threads=settings.threads, spinning=settings.spinning
         )
@@ -149,7 +153,14 @@ class Device:
 
     def _open_link(self) -> None:
         decoded, coder = self._link.open().coders, self._encoder.coder.name
-        if coder not in (*decoded, "raw"):  # raw is always allowed
+        if self._settings.coder == AUTO:
+            self._link.measure()
+            if self._choice is None:
+                common = [name for name in coder_names() if name in (*decoded, "raw")]  # raw is always allowed
+                variant, level = self.variant, self._settings.zstd_level
+                self._choice = CoderChoice(variant.planes, variant.bits, common, level=level)
+            return
+        if coder not in (*decoded, "raw"):
             self._link.close()
             raise CodecError(
                 f"the edge does not decode coder {coder!r}; choose another one (--coder): {', '.join(decoded)}"
@@ -172,12 +183,17 @@ class Device:
         read_s = time.perf_counter()
         planes = self._head.infer(frame[np.newaxis])[0]
         head_s = time.perf_counter()
-        encoded = self._encoder.encode(planes)
+        if self._choice is None:
+            chosen, encoded = self._encoder.coder.name, self._encoder.encode(planes)
+        else:
+            chosen, encoded = self._choice.encode(planes, self._link.rate.ms_per_byte)
         encoded_s = time.perf_counter()
         reply = self._link.request(
             self._index, encoded, deadline_ms=self._time_left_ms(started_s), may_reconnect=not had_to_open
         )
         result = reply.result
+        if self._choice is not None:
+            self._choice.decoded(chosen, result.decode_ms)
         if not result.top or result.top[0][0] >= len(self._bundle.manifest.labels):
             raise RequestFailedError("bad-result", f"the edge names the class {result.top[:1]}, which has no label")
         index, score = result.top[0]
@@ -209,6 +225,31 @@ class Device:
                 "edge_tail": round(result.tail_ms, 3),
             },
         )
+
+    def coder_costs(self) -> dict[str, Any] | None:
+        """What ``--explain`` shows: the link's rate and every coder's expected cost; None where the coder is fixed."""
+        if self._choice is None:
+            return None
+        rate = self._link.rate
+        costs = self._choice.costs(rate.ms_per_byte)
+        return {
+            "link": {
+                "megabits_per_s": round(0.008 / rate.ms_per_byte, 3) if rate.ms_per_byte else None,
+                "fixed_ms": None if rate.fixed_ms is None else round(rate.fixed_ms, 3),
+                "frames": rate.frames,
+            },
+            "coders": [
+                {
+                    "coder": cost.coder,
+                    "payload_bytes": round(cost.bytes, 1),
+                    "encode_ms": round(cost.encode_ms, 4),
+                    "send_ms": round(cost.send_ms, 4),
+                    "decode_ms": round(cost.decode_ms, 4),
+                    "total_ms": round(cost.total_ms, 4),
+                }
+                for cost in costs
+            ],
+        }
 
     def _time_left_ms(self, started_s: float) -> int:
         """For the INFER's header: 0 means any time. Raises RequestFailedError: nothing is left."""
@@ -246,7 +287,8 @@ def run_device(
     done: list[ImageReport] = []
     with Device(bundle, settings) as device:
         interrupted = not _run_all(device, islice(images, limit), done, on_image)
-    return RunReport(bundle.id, done, interrupted)
+        costs = device.coder_costs()
+    return RunReport(bundle.id, done, interrupted, costs)
 
 
 def _run_all(

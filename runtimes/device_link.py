@@ -17,6 +17,7 @@ from aecnn_deploy.errors import (
     WireError,
 )
 from aecnn_deploy.optional import require
+from aecnn_deploy.runtimes.coder_choice import LinkRate
 from aecnn_deploy.wire import (
     HEADER_BYTES,
     DeviceEvent,
@@ -41,6 +42,7 @@ STREAM_PATH = "/v1/stream"
 _SCHEMES = {"ws": "ws", "wss": "wss", "http": "ws", "https": "wss"}
 _CLOSE_S = 1.0
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.25, 15.0
+_PINGS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +91,8 @@ class EdgeLink:
         self._session = DeviceSession(hello, limits)
         self._pause_s, self._not_before_s = 0.0, 0.0
         self._why, self._waited_s = "", 0.0
+        self._reopened = False
+        self.rate = LinkRate()  # follows every answer
 
     @property
     def is_open(self) -> bool:
@@ -109,13 +113,24 @@ class EdgeLink:
         self._pause_s = 0.0
         return welcome
 
+    def measure(self) -> None:
+        """Send empty messages (WebSocket pings) there and back, for ``rate``. An unanswered one is left out."""
+        for _ in range(_PINGS):
+            began_s = time.perf_counter()
+            try:
+                answered = self._connection.ping().wait(self._timeout_s)
+            except self._connection_closed:
+                return  # the next request finds it out
+            if answered:
+                self.rate.pinged((time.perf_counter() - began_s) * 1e3)
+
     def request(self, variant: int, planes: EncodedPlanes, *, deadline_ms: int, may_reconnect: bool) -> Reply:
         """Send one image's planes and wait for the answer.
 
         A connection that turns out to be lost is made again once if ``may_reconnect``: asking twice changes nothing
         on the edge. Raises EdgeUnreachableError, SessionRefusedError; RequestFailedError: the edge says no.
         """
-        started_s, self._waited_s = time.perf_counter(), 0.0
+        started_s, self._waited_s, self._reopened = time.perf_counter(), 0.0, False
         if self.is_open:
             try:
                 return self._ask(variant, planes, deadline_ms, started_s)
@@ -123,6 +138,7 @@ class EdgeLink:
                 self.close()
                 if not may_reconnect:
                     raise EdgeUnreachableError(self.url, str(exc)) from None
+        self._reopened = True
         self.open()
         try:
             return self._ask(variant, planes, deadline_ms, started_s)
@@ -210,6 +226,8 @@ class EdgeLink:
                     case ResultReceived(answered, result) if answered == request_id:
                         round_trip_s = time.perf_counter() - started_s
                         reply = Reply(result, len(message), round_trip_s * 1e3, self._waited_s * 1e3)
+                        if not self._reopened:  # else the time holds a connection's beginning
+                            self.rate.heard(len(message), max(0.0, reply.round_trip_ms - result.total_ms))
                         if leaving:
                             self.close()
                         return reply

@@ -1,7 +1,7 @@
 """``aecnn-deploy run-device``: classify images with a head here and its tail on an edge."""
 
 import sys
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -33,7 +33,8 @@ def run_device(
     spinning: Annotated[
         bool, typer.Option("--spinning/--no-spinning", help="Let idle ONNX Runtime threads burn their core.")
     ] = False,
-    coder: Annotated[str, typer.Option(help="How the planes are coded; bench codec compares the coders.")] = "zstd",
+    coder: Annotated[str, typer.Option(help="How the planes are coded; auto: the fastest on this link.")] = "zstd",
+    explain: Annotated[bool, typer.Option("--explain", help="With --coder auto: say at the end how it chose.")] = False,
     zstd_level: Annotated[int, typer.Option(help="zstd level of the planes, 1 to 22.")] = 3,
     deadline_ms: Annotated[float | None, typer.Option(help="Milliseconds for each image, from file to label.")] = None,
     timeout_s: Annotated[float, typer.Option(help="Seconds to wait for the edge, each time.")] = 10.0,
@@ -69,9 +70,29 @@ def run_device(
         print_json(report.document())
     else:
         table.end(report)
+        if explain:
+            _explain(report.coders)
     if report.interrupted:
         raise typer.Exit(130)
     raise typer.Exit(1 if report.summary()["failed"] else 0)
+
+
+def _explain(choice: "dict[str, Any] | None") -> None:
+    """The link's rate and every coder's expected cost, the cheapest first."""
+    if choice is None:
+        _print("the coder was fixed; --coder auto chooses one for each frame")
+        return
+    link, coders = choice["link"], choice["coders"]
+    rate = f"{link['megabits_per_s']:,.3g} Mbit/s" if link["megabits_per_s"] else "too fast to measure"
+    _print(f"link: {rate}, {link['fixed_ms'] or 0:.2f} ms there and back, from {link['frames']} frames")
+    _print(f"{'coder':<12} {'bytes':>8} {'encode':>8} {'send':>9} {'decode':>8} {'together, ms':>13}")
+    for row in coders:
+        _print(
+            f"{row['coder']:<12} {row['payload_bytes']:8,.0f} {row['encode_ms']:8.3f} {row['send_ms']:9.3f} "
+            f"{row['decode_ms']:8.3f} {row['total_ms']:13.3f}"
+        )
+    if coders:
+        _print(f"{coders[0]['coder']} is expected to be done first")
 
 
 class _Table:

@@ -1,10 +1,11 @@
 """Quantised planes to payload bytes and back, for one variant."""
 
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
 
-from aecnn_deploy.codec.coders import RAW, Decode, coder_by_id, coder_by_name
+from aecnn_deploy.codec.coders import CODERS, RAW, Decode, coder_by_id, coder_by_name
 from aecnn_deploy.codec.layout import Payload, PlaneLayout, Planes
 from aecnn_deploy.codec.zstd import DEFAULT_LEVEL
 from aecnn_deploy.errors import CodecError, MissingExtraError
@@ -55,7 +56,11 @@ class PlaneDecoder:
 
     def __init__(self, shape: tuple[int, int, int], bits: int) -> None:
         self.layout = PlaneLayout(shape, bits)
-        self._decode: dict[int, Decode] = {}  # by wire id, each made when it is first needed
+        self._decode: dict[int, Decode] = {}  # by wire id
+        for coder in CODERS.values():
+            if coder.is_installed():  # now: loading a library must not fall into a request's time
+                with suppress(CodecError):  # planes that it cannot take: said when a payload comes
+                    self._decode[coder.wire_id] = coder.make_decode(self.layout)
 
     def decode(self, coder_id: int, payload: Payload) -> Planes:
         """uint8 planes (C, H, W) from untrusted bytes; read-only, and they may share the memory of ``payload``.
@@ -69,7 +74,6 @@ class PlaneDecoder:
                 decode = coder_by_id(coder_id).make_decode(self.layout)
             except MissingExtraError as exc:
                 raise CodecError(str(exc)) from exc
-            self._decode[coder_id] = decode
         planes = decode(payload)
         self.layout.check_values(planes)
         return planes
