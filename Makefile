@@ -14,7 +14,7 @@ PYTHON ?= $(shell for name in python3.11 python3 python; do \
 	"$$name" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo "$$name" && break; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-gpu check fmt lint types arch bench wheel-check clean
+.PHONY: help setup demo test test-fast test-gpu test-arm64 check fmt lint types arch bench wheel-check clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -36,10 +36,14 @@ test: $(STAMP) ## all tests (with AECNN_DATA=FOLDER also those on real photograp
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-fast: $(STAMP) ## the tests that are neither slow nor need photographs or a GPU
-	$(BIN)/python -m pytest -m 'not slow and not data and not gpu'
+	$(BIN)/python -m pytest -m 'not slow and not data and not gpu and not arm64'
 
 test-gpu: $(STAMP) ## the tests on an NVIDIA GPU (install the extra tensorrt or cuda first)
 	$(BIN)/python -m pytest -m gpu
+
+test-arm64: $(STAMP) ## the tests on an arm64 Python that AECNN_ARM64_PYTHON names (emulated will do)
+	@test -n "$${AECNN_ARM64_PYTHON:-}" || { echo "AECNN_ARM64_PYTHON names no arm64 Python; see tests/test_arm64.py" >&2; exit 1; }
+	$(BIN)/python -m pytest -m arm64
 
 check: lint types arch ## ruff, mypy and the import layers: what CI runs before the tests
 
