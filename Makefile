@@ -17,7 +17,7 @@ PYTHON ?= $(shell for name in python3.11 python3 python; do \
 .PHONY: help setup demo test test-fast test-gpu test-arm64 check fmt lint types arch bench wheel-check clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 setup: $(STAMP) ## make .venv and install every extra that needs no GPU
 
