@@ -1,6 +1,6 @@
 """A second reader of wire format 1, written from docs/wire-format.md alone: it imports nothing of this project.
 
-Slow and short: what the page says, in its order, one message at a time. ``read(message)`` gives the fields of the header
+Slow and short: what the page says, in its order, one message at a time. ``read(message)`` gives the header's fields
 and the JSON object; ``planes_of(message, shape, bits)`` the values of an INFER, as nested lists.
 """
 
