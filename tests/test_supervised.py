@@ -383,6 +383,17 @@ class TestFrozenStages:
             assert torch.equal(own["head.2.conv2.weight"], first), task
             assert not torch.equal(own["head.3.conv1.weight"], trained), task
 
+    def test_an_unsplit_network_from_a_run_that_froze_less_is_refused(self, kept: Trained, tmp_path: Path) -> None:
+        out = tmp_path / "run"
+        (out / "tasks").mkdir(parents=True)
+        shutil.copy(kept.out / "data.json", out)
+        shutil.copytree(kept.out / "tasks" / "unsplit-s1", out / "tasks" / "unsplit-s1")
+        deeper = KEPT.replace("freeze = 3", "freeze = 5")
+        settings = settings_of(tmp_path, f'weights = "{kept.out.parent / "weights.pth"}"\n' + deeper)
+        result = train_supervised(settings, kept.data, out, resume=True, replace=False, progress=SILENT)
+        why = "unsplit-s1 has trained its stage 4, the settings freeze 5; set freeze to 3 at most, or train the unsplit"
+        assert {text for text in result.failed.values() if not text.startswith("needs ")} == {f"{why} network anew"}
+
     def test_a_dropped_stage_is_gone_and_those_after_it_begin_with_their_own_weights(self, kept: Trained) -> None:
         state = torch.load(kept.out.parent / "weights.pth", weights_only=True)
         own = load_file(kept.out / "tasks" / "strided-dropped-s1" / "model.safetensors")

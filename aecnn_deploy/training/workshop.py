@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from aecnn_deploy.errors import TrainingError
 from aecnn_deploy.models.backbones import Backbone, build_backbone
 from aecnn_deploy.models.macs import count_macs
 from aecnn_deploy.models.weights import load_backbone
@@ -72,10 +73,22 @@ class Workshop:
         return backbone.eval()
 
     def unsplit(self, seed: int) -> Backbone:
-        """The fine-tuned unsplit network of ``seed``. Raises TrainingError: its task is not done."""
+        """The fine-tuned unsplit network of ``seed``.
+
+        Raises TrainingError: its task is not done, or it was brought from a run that froze fewer stages: what those put
+        out is taken from the library's weights.
+        """
         backbone = build_backbone(self.settings.backbone, self.classes)
-        backbone.load_state_dict(self.folder(f"unsplit-s{self.unsplit_seed(seed)}").model_state())
+        task = f"unsplit-s{self.unsplit_seed(seed)}"
+        backbone.load_state_dict(self.folder(task).model_state())
         backbone.input = self.pretrained().input
+        for number in range(1, self.settings.freeze + 1):
+            own, library = (net.stages[number - 1].state_dict() for net in (backbone, self.pretrained()))
+            if not all(torch.equal(own[key], library[key]) for key in library):
+                raise TrainingError(
+                    f"{task} has trained its stage {number}, the settings freeze {self.settings.freeze}; set freeze to "
+                    f"{number - 1} at most, or train the unsplit network anew"
+                )
         return backbone.eval()
 
     def folder(self, task: str) -> TaskFolder:
