@@ -78,6 +78,11 @@ class _Known:
     decode_ms: float
     used: bool = False  # since all coders were last measured
 
+    def seen(self, encoded: EncodedPlanes, encode_ms: float) -> None:
+        """One more frame."""
+        self.bytes += _NEW * (len(encoded.payload) - self.bytes)
+        self.encode_ms += _NEW * (encode_ms - self.encode_ms)
+
 
 class CoderChoice:
     """Encodes each frame of one variant by the coder that is expected to be done first. For one thread.
@@ -88,6 +93,7 @@ class CoderChoice:
     """
 
     def __init__(self, shape: tuple[int, int, int], bits: int, coders: Sequence[str], *, level: int) -> None:
+        self.offered = tuple(coders)
         self._encoders: dict[str, PlaneEncoder] = {}
         for name in coders:
             try:
@@ -102,14 +108,15 @@ class CoderChoice:
 
     def encode(self, planes: npt.NDArray[np.uint8], ms_per_byte: float) -> tuple[str, EncodedPlanes]:
         """The chosen coder, and the frame coded by it: raw where that does not shrink the frame."""
-        if self._frames % _EVERY == 0:
-            self._measure_all(planes)
+        measured = self._measure_all(planes) if self._frames % _EVERY == 0 else {}
         self._frames += 1
         name = self.costs(ms_per_byte)[0].coder
-        encoded, took_ms = self._timed(name, planes)
         known = self._known[name]
-        known.bytes += _NEW * (len(encoded.payload) - known.bytes)
-        known.encode_ms += _NEW * (took_ms - known.encode_ms)
+        if name in measured:
+            encoded = measured[name]
+        else:
+            encoded, took_ms = self._timed(name, planes)
+            known.seen(encoded, took_ms)
         known.used = True
         return name, encoded
 
@@ -126,7 +133,9 @@ class CoderChoice:
         )
         return tuple(sorted(costs, key=lambda cost: cost.total_ms))
 
-    def _measure_all(self, planes: npt.NDArray[np.uint8]) -> None:
+    def _measure_all(self, planes: npt.NDArray[np.uint8]) -> dict[str, EncodedPlanes]:
+        """The frame by every coder."""
+        made = {}
         for name in self._encoders:
             if name not in self._known:  # the first time makes tables and buffers: not a frame's
                 first, _ = self._timed(name, planes)
@@ -139,11 +148,12 @@ class CoderChoice:
             if known is None:
                 self._known[name] = _Known(len(encoded.payload), encode_ms, decode_ms)
             else:
-                known.bytes += _NEW * (len(encoded.payload) - known.bytes)
-                known.encode_ms += _NEW * (encode_ms - known.encode_ms)
+                known.seen(encoded, encode_ms)
                 if not known.used:  # one slow answer of long ago must not keep a coder out for good
                     known.decode_ms = decode_ms
                 known.used = False
+            made[name] = encoded
+        return made
 
     def _timed(self, name: str, planes: npt.NDArray[np.uint8]) -> tuple[EncodedPlanes, float]:
         began_s = time.perf_counter()

@@ -155,8 +155,8 @@ class Device:
         decoded, coder = self._link.open().coders, self._encoder.coder.name
         if self._settings.coder == AUTO:
             self._link.measure()
-            if self._choice is None:
-                common = [name for name in coder_names() if name in (*decoded, "raw")]  # raw is always allowed
+            common = tuple(name for name in coder_names() if name in (*decoded, "raw"))  # raw is always allowed
+            if self._choice is None or self._choice.offered != common:  # another edge may answer there now
                 variant, level = self.variant, self._settings.zstd_level
                 self._choice = CoderChoice(variant.planes, variant.bits, common, level=level)
             return
