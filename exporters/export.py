@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import msgspec
+import numpy as np
 import torch
 
 from aecnn_deploy import __version__
-from aecnn_deploy.bundle.manifest import ONNXRUNTIME, EngineSpec, Manifest, VariantSpec
+from aecnn_deploy.bundle.manifest import ONNXRUNTIME, CodingSpec, EngineSpec, Manifest, VariantSpec
 from aecnn_deploy.bundle.writer import BundleWriter
+from aecnn_deploy.calibration.plane_coding import PlaneCoding, calibrate_coding, write_coding
 from aecnn_deploy.errors import ExportError, SettingsError
 from aecnn_deploy.exporters.engines import EngineRequest, Target, build_engine, targets
 from aecnn_deploy.exporters.onnx_export import export_onnx
@@ -60,6 +62,7 @@ class _Exported:
     planes: Array  # torch's, of the verification photographs
     logits: Array  # torch's, from these planes
     tails: dict[str, str]
+    coding: PlaneCoding
     engines: dict[str, EngineSpec] = field(default_factory=dict)
 
 
@@ -71,6 +74,7 @@ def export_run(
     variants: Collection[str] | None = None,
     replace: bool = False,
     compact: bool = False,
+    calibration_frames: Array | None = None,
     progress: Progress | None = None,
 ) -> Manifest:
     """Export ``variants`` (None: all) of ``run`` to the bundle ``out``, a folder or a .tar.zst.
@@ -79,6 +83,8 @@ def export_run(
     engines for the GPU of this machine are run too, engines for others cannot be. Whatever fails leaves no bundle.
     ``compact`` rounds the weights to bfloat16's precision (they stay float32): an archive of the bundle takes
     less than half of the bytes. What is exported is then compared with torch on the rounded weights.
+    ``calibration_frames``: photographs, uint8 (N, H, W, 3), whose planes choose how planes are predicted and train a
+    zstd dictionary; None: those that the run keeps, too few for a dictionary.
     Raises SettingsError, MissingExtraError, ExportError, VerificationError, BundleError.
     """
     progress = progress or Silent()
@@ -88,7 +94,8 @@ def export_run(
     built_for = targets(engine) if engine else ()
     writer = BundleWriter(out, replace=replace)
     with writer:
-        job = _Job(run, writer, progress, compact)
+        frames = run.frames if calibration_frames is None else calibration_frames
+        job = _Job(run, writer, progress, compact, frames)
         progress.stage("heads and tails", len(chosen) * (3 if engine else 2))
         exported = [job.variant(variant, half=engine is not None) for variant in chosen]
         progress.stage("full model", 1)
@@ -103,8 +110,12 @@ def export_run(
             labels=run.labels,
             input_spec=run.input,
             full=FULL,
-            variants=tuple(_spec(item) for item in exported),
-            measurements={**run.measurements, "verification": msgspec.to_builtins(job.verified)},
+            variants=tuple(_spec(item, write_coding(writer, item.variant.id, item.coding)) for item in exported),
+            measurements={
+                **run.measurements,
+                "verification": msgspec.to_builtins(job.verified),
+                "coding": {item.variant.id: item.coding.measurements() for item in exported},
+            },
             tools=_tools(engine),
         )
 
@@ -120,8 +131,10 @@ def _choose(run: "Run", names: Collection[str] | None) -> "tuple[TrainedVariant,
 class _Job:
     """One export: where its files go and what was measured of them."""
 
-    def __init__(self, run: "Run", writer: BundleWriter, progress: Progress, compact: bool) -> None:
-        self._compact = compact
+    def __init__(
+        self, run: "Run", writer: BundleWriter, progress: Progress, compact: bool, calibration_frames: Array
+    ) -> None:
+        self._compact, self._calibration_frames = compact, calibration_frames
         self._run, self._writer, self._progress = run, writer, progress
         self._frames: Array = run.frames[:FRAMES]
         self._frame_shape = (run.input.height, run.input.width, 3)
@@ -138,6 +151,9 @@ class _Job:
         )
         planes = reference(head if self._compact else variant.head(fold=False), self._frames)
         self.verified[name] = verify_planes(path, name, self._frames, planes)
+        with OnnxRuntimeRunner(path) as runner:
+            sent = np.concatenate([runner.infer(frame[None]) for frame in self._calibration_frames])
+        coding = calibrate_coding(sent, variant.bits)
         self._progress.step()
         logits: Array | None = None
         tails: dict[str, str] = {}
@@ -154,7 +170,7 @@ class _Job:
             self.verified[name] = verify_logits(OnnxRuntimeRunner(path), name, planes, logits, precision)
             self._progress.step()
         assert logits is not None
-        return _Exported(variant, planes, logits, tails)
+        return _Exported(variant, planes, logits, tails, coding)
 
     def full(self) -> None:
         """The unsplit model."""
@@ -211,7 +227,7 @@ def _head_file(variant: "TrainedVariant") -> str:
     return f"heads/{variant.id}.onnx"
 
 
-def _spec(item: _Exported) -> VariantSpec:
+def _spec(item: _Exported, coding: CodingSpec) -> VariantSpec:
     variant = item.variant
     return VariantSpec(
         id=variant.id,
@@ -227,6 +243,7 @@ def _spec(item: _Exported) -> VariantSpec:
         engines=item.engines,
         accuracy=variant.accuracy,
         agreement=variant.agreement,
+        coding=coding,
     )
 
 

@@ -1,4 +1,4 @@
-"""Which coder for this frame: the one with the least of encoding, sending and decoding.
+"""Which coder for this frame: the one with the least of encoding, sending and decoding, or the one with fewest bytes.
 
 The paper's rule, no entropy coding where it takes longer than it saves, with this device's and this edge's measured
 speeds and the link's measured rate: minimise encode + bytes / rate + decode over all coders that both halves have.
@@ -8,17 +8,38 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from aecnn_deploy.codec import EncodedPlanes, PlaneDecoder, PlaneEncoder
+from aecnn_deploy.codec import (
+    DEFAULT_LEVEL,
+    DELTA_CODERS,
+    DeltaEncoder,
+    EncodedPlanes,
+    PlaneDecoder,
+    PlaneDictionary,
+    PlaneEncoder,
+)
 from aecnn_deploy.errors import CodecError
 
 _EVERY = 64  # frames; one of so many is coded by all coders, to see how they do now
+_DELTA_EVERY = 8  # frames; the same for differences: how alike frames are can change at once
 _NEW = 0.25  # weight of a new measurement against the mean of those before
 _WINDOW = 32  # frames that the rate is measured over
 _GUESS = 0.0008  # ms a byte before anything was measured: 10 Mbit/s
+
+
+Objective = Literal["time", "bytes"]
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """Planes (C, H, W) that the edge has, too: those of the request ``distance`` ids before the next one."""
+
+    planes: npt.NDArray[np.uint8]
+    distance: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,77 +106,132 @@ class _Known:
 
 
 class CoderChoice:
-    """Encodes each frame of one variant by the coder that is expected to be done first. For one thread.
+    """Encodes each frame of one variant by the coder that is expected to do best. For one thread.
 
-    ``coders``: those that both halves have. A coder that cannot take planes of this shape is left out. The first frame,
-    and then one of 64, is coded and decoded by all of them; in between, the chosen coder's figures follow its frames.
-    Decoding counts with this machine's time at first, then more and more with the edge's own.
+    ``coders``: those that both halves have, of differences too. One that cannot take planes of this shape, or whose
+    dictionary the bundle lacks, is left out. ``objective``: "time" for encoding, sending and decoding together, "bytes"
+    for the payload alone. Differences are made only where there is a ``Reference``, and where one turns out larger than
+    its base's frames usually are (the camera turned, the light went on), the smaller of both is sent.
+
+    The first frame, and then one of 64, is coded and decoded by all of them (by those of differences one of 8); in
+    between, the chosen coder's figures follow its frames. Decoding counts with this machine's time at first, then more
+    and more with the edge's own. One coder alone is not measured.
     """
 
-    def __init__(self, shape: tuple[int, int, int], bits: int, coders: Sequence[str], *, level: int) -> None:
-        self.offered = tuple(coders)
-        self._encoders: dict[str, PlaneEncoder] = {}
+    def __init__(
+        self,
+        shape: tuple[int, int, int],
+        bits: int,
+        coders: Sequence[str],
+        *,
+        level: int = DEFAULT_LEVEL,
+        objective: Objective = "time",
+        dictionary: PlaneDictionary | None = None,
+    ) -> None:
+        self.offered, self.objective = tuple(coders), objective
+        self._frames_by: dict[str, PlaneEncoder] = {}
+        self._deltas_by: dict[str, DeltaEncoder] = {}
+        reason = CodecError("none was offered")
         for name in coders:
             try:
-                self._encoders[name] = PlaneEncoder(shape, bits, coder=name, level=level)
-            except CodecError:
-                continue
-        if not self._encoders:
-            raise CodecError(f"none of the coders {', '.join(coders)} takes planes of {shape}")
-        self._decoder = PlaneDecoder(shape, bits)
+                if name in DELTA_CODERS:
+                    self._deltas_by[name] = DeltaEncoder(shape, bits, coder=name, level=level)
+                else:
+                    self._frames_by[name] = PlaneEncoder(shape, bits, coder=name, level=level, dictionary=dictionary)
+            except CodecError as exc:
+                if len(coders) == 1:
+                    raise
+                reason = exc
+        # Where a difference does not pay, its base's frame is sent.
+        self._deltas_by = {
+            name: delta for name, delta in self._deltas_by.items() if delta.coder.base in self._frames_by
+        }
+        if not self._frames_by:
+            raise CodecError(f"none of the coders {', '.join(coders)} takes planes of {shape}: {reason}")
+        self._decoder = PlaneDecoder(shape, bits, dictionary=dictionary)
         self._known: dict[str, _Known] = {}
-        self._frames = 0
+        self._frames, self._delta_frames = 0, 0
 
-    def encode(self, planes: npt.NDArray[np.uint8], ms_per_byte: float) -> tuple[str, EncodedPlanes]:
+    def encode(
+        self, planes: npt.NDArray[np.uint8], ms_per_byte: float, reference: Reference | None = None
+    ) -> tuple[str, EncodedPlanes]:
         """The chosen coder, and the frame coded by it: raw where that does not shrink the frame."""
-        measured = self._measure_all(planes) if self._frames % _EVERY == 0 else {}
-        self._frames += 1
-        name = self.costs(ms_per_byte)[0].coder
-        known = self._known[name]
-        if name in measured:
-            encoded = measured[name]
-        else:
-            encoded, took_ms = self._timed(name, planes)
-            known.seen(encoded, took_ms)
-        known.used = True
+        if len(self._frames_by) == 1 and not self._deltas_by:
+            (name,) = self._frames_by
+            return name, self._frames_by[name].encode(planes)
+        measured = self._measure(planes, reference)
+        names = {*self._frames_by, *(self._deltas_by if reference else ())}
+        name = next(cost.coder for cost in self.costs(ms_per_byte) if cost.coder in names)
+        encoded = measured[name] if name in measured else self._seen(name, planes, reference)
+        if name in self._deltas_by:
+            base = self._deltas_by[name].coder.base
+            if len(encoded.payload) > self._known[base].bytes:
+                alone = measured[base] if base in measured else self._seen(base, planes, None)
+                if len(alone.payload) < len(encoded.payload):
+                    name, encoded = base, alone
+        self._known[name].used = True
         return name, encoded
 
     def decoded(self, coder: str, took_ms: float) -> None:
         """The edge decoded a frame of ``coder`` in ``took_ms``."""
-        known = self._known[coder]
-        known.decode_ms += _NEW * (took_ms - known.decode_ms)
+        if known := self._known.get(coder):
+            known.decode_ms += _NEW * (took_ms - known.decode_ms)
 
     def costs(self, ms_per_byte: float) -> tuple[CoderCost, ...]:
-        """All coders, the cheapest first; empty before the first frame."""
+        """All coders that were measured, the best by the objective first; empty before the first frame."""
         costs = (
             CoderCost(name, known.bytes, known.encode_ms, known.bytes * ms_per_byte, known.decode_ms)
             for name, known in self._known.items()
         )
-        return tuple(sorted(costs, key=lambda cost: cost.total_ms))
+        return tuple(sorted(costs, key=lambda cost: cost.total_ms if self.objective == "time" else cost.bytes))
 
-    def _measure_all(self, planes: npt.NDArray[np.uint8]) -> dict[str, EncodedPlanes]:
-        """The frame by every coder."""
-        made = {}
-        for name in self._encoders:
-            if name not in self._known:  # the first time makes tables and buffers: not a frame's
-                first, _ = self._timed(name, planes)
-                self._decoder.decode(first.coder_id, first.payload)
-            encoded, encode_ms = self._timed(name, planes)
-            began_s = time.perf_counter()
-            self._decoder.decode(encoded.coder_id, encoded.payload)
-            decode_ms = (time.perf_counter() - began_s) * 1e3
-            known = self._known.get(name)
-            if known is None:
-                self._known[name] = _Known(len(encoded.payload), encode_ms, decode_ms)
-            else:
-                known.seen(encoded, encode_ms)
-                if not known.used:  # one slow answer of long ago must not keep a coder out for good
-                    known.decode_ms = decode_ms
-                known.used = False
-            made[name] = encoded
-        return made
+    def _measure(self, planes: npt.NDArray[np.uint8], reference: Reference | None) -> dict[str, EncodedPlanes]:
+        """The frame by every coder whose turn it is to be measured."""
+        names: list[str] = []
+        if self._frames % _EVERY == 0:
+            names += self._frames_by
+        if reference:
+            if self._delta_frames % _DELTA_EVERY == 0:
+                names += self._deltas_by
+            self._delta_frames += 1
+        self._frames += 1
+        return {name: self._measured(name, planes, reference) for name in names}
 
-    def _timed(self, name: str, planes: npt.NDArray[np.uint8]) -> tuple[EncodedPlanes, float]:
+    def _measured(self, name: str, planes: npt.NDArray[np.uint8], reference: Reference | None) -> EncodedPlanes:
+        """The frame by one coder, encoded and decoded."""
+        if name not in self._known:  # the first time makes tables and buffers: not a frame's
+            self._decode(self._timed(name, planes, reference)[0], reference)
+        encoded, encode_ms = self._timed(name, planes, reference)
         began_s = time.perf_counter()
-        encoded = self._encoders[name].encode(planes)
+        self._decode(encoded, reference)
+        decode_ms = (time.perf_counter() - began_s) * 1e3
+        known = self._known.get(name)
+        if known is None:
+            self._known[name] = _Known(len(encoded.payload), encode_ms, decode_ms)
+        else:
+            known.seen(encoded, encode_ms)
+            if not known.used:  # one slow answer of long ago must not keep a coder out for good
+                known.decode_ms = decode_ms
+            known.used = False
+        return encoded
+
+    def _seen(self, name: str, planes: npt.NDArray[np.uint8], reference: Reference | None) -> EncodedPlanes:
+        encoded, took_ms = self._timed(name, planes, reference)
+        self._known[name].seen(encoded, took_ms)
+        return encoded
+
+    def _timed(
+        self, name: str, planes: npt.NDArray[np.uint8], reference: Reference | None
+    ) -> tuple[EncodedPlanes, float]:
+        began_s = time.perf_counter()
+        if name in self._frames_by:
+            encoded = self._frames_by[name].encode(planes)
+        else:
+            assert reference is not None
+            encoded = self._deltas_by[name].encode(planes, reference.planes, reference.distance)
         return encoded, (time.perf_counter() - began_s) * 1e3
+
+    def _decode(self, encoded: EncodedPlanes, reference: Reference | None) -> None:
+        self._decoder.decode(
+            encoded.coder_id, encoded.payload, lambda _: reference.planes if reference is not None else None
+        )

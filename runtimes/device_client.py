@@ -11,17 +11,16 @@ import numpy as np
 
 from aecnn_deploy import __version__
 from aecnn_deploy.bundle.reader import Bundle
-from aecnn_deploy.codec import CODERS, DEFAULT_LEVEL, PlaneEncoder, coder_names
-from aecnn_deploy.errors import AecnnError, BundleError, CodecError, RequestFailedError, SettingsError
-from aecnn_deploy.runtimes.coder_choice import CoderChoice
+from aecnn_deploy.codec import DEFAULT_LEVEL, coder_names, delta_names
+from aecnn_deploy.errors import AecnnError, BundleError, RequestFailedError, SettingsError
 from aecnn_deploy.runtimes.device_link import EdgeLink
 from aecnn_deploy.runtimes.frames import read_frame
 from aecnn_deploy.runtimes.onnxruntime_runner import OnnxRuntimeRunner
+from aecnn_deploy.runtimes.plane_stream import SMALLEST, PlaneStream, check_coder
 from aecnn_deploy.runtimes.sources import SourceImage, open_source
 from aecnn_deploy.wire import WIRE_VERSION, Hello, WireLimits
 
 SPLIT = "split"
-AUTO = "auto"
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +31,7 @@ class DeviceSettings:
     variant: str | None = None  # None: the bundle's first
     threads: int = 0  # of the head; 0 takes every core
     spinning: bool = False
-    coder: str = "zstd"  # of the planes, raw where it does not make them smaller; "auto": the fastest for each frame
+    coder: str = SMALLEST  # of the planes; or "auto": the fastest for each frame, or a coder's name
     zstd_level: int = DEFAULT_LEVEL
     deadline_ms: float | None = None  # for each image, from its file to its label
     timeout_s: float = 10.0  # for each wait for the edge
@@ -41,8 +40,7 @@ class DeviceSettings:
     def __post_init__(self) -> None:
         if not 0 <= self.threads <= 1024:
             raise SettingsError(f"threads is {self.threads}, expected 0 (every core) to 1024")
-        if self.coder not in (AUTO, *CODERS):
-            raise SettingsError(f"unknown coder {self.coder!r}; choose {AUTO} or one of {', '.join(CODERS)}")
+        check_coder(self.coder)
         if self.deadline_ms is not None and not 0 < self.deadline_ms < 1e9:
             raise SettingsError(f"deadline_ms is {self.deadline_ms}, expected a positive number of milliseconds")
 
@@ -75,7 +73,7 @@ class RunReport:
     bundle_id: str
     images: list[ImageReport]
     interrupted: bool
-    coders: dict[str, Any] | None = None  # with coder "auto": how it chose, at the end of the run
+    coders: dict[str, Any] | None = None  # with a coder that was chosen for each frame: how, at the end of the run
 
     def summary(self) -> dict[str, float | int | None]:
         """Counts, the mean of the bytes and the 50th and 99th percentile of the total, of the images that are ok."""
@@ -111,25 +109,21 @@ class Device:
     def __init__(self, bundle: Bundle, settings: DeviceSettings) -> None:
         self._bundle, self._settings = bundle, settings
         self.variant = bundle.variant(settings.variant)
-        variants = [spec.id for spec in bundle.manifest.variants]
-        self._index = variants.index(self.variant.id)
-        fixed = "zstd" if settings.coder == AUTO else settings.coder
-        self._encoder = PlaneEncoder(self.variant.planes, self.variant.bits, coder=fixed, level=settings.zstd_level)
-        self._choice: CoderChoice | None = None  # made when the edge has said what it decodes
         self._head = OnnxRuntimeRunner(
             bundle.file(self.variant.head), threads=settings.threads, spinning=settings.spinning
         )
         hello = Hello(
             bundle_id=bundle.id,
             wire_versions=[WIRE_VERSION],
-            variants=variants,
-            coders=list(coder_names()),
+            variants=[spec.id for spec in bundle.manifest.variants],
+            coders=[*coder_names(), *delta_names()],
             software=f"aecnn-deploy {__version__}",
         )
         self._link = EdgeLink(settings.edge, hello, timeout_s=settings.timeout_s, limits=settings.limits)
+        self._stream = PlaneStream(bundle, self.variant, self._link, coder=settings.coder, level=settings.zstd_level)
 
     def __enter__(self) -> Self:
-        self._open_link()
+        self._stream.open()
         try:
             self._head.activate()
             spec = self._bundle.manifest.input
@@ -151,21 +145,6 @@ class Device:
         self._link.close()
         self._head.deactivate()
 
-    def _open_link(self) -> None:
-        decoded, coder = self._link.open().coders, self._encoder.coder.name
-        if self._settings.coder == AUTO:
-            self._link.measure()
-            common = tuple(name for name in coder_names() if name in (*decoded, "raw"))  # raw is always allowed
-            if self._choice is None or self._choice.offered != common:  # another edge may answer there now
-                variant, level = self.variant, self._settings.zstd_level
-                self._choice = CoderChoice(variant.planes, variant.bits, common, level=level)
-            return
-        if coder not in (*decoded, "raw"):
-            self._link.close()
-            raise CodecError(
-                f"the edge does not decode coder {coder!r}; choose another one (--coder): {', '.join(decoded)}"
-            )
-
     def run(self, image: SourceImage) -> ImageReport:
         """Classify one image; what goes wrong with it stands in the report."""
         try:
@@ -177,39 +156,30 @@ class Device:
         started_s = time.perf_counter()
         had_to_open = not self._link.is_open
         if had_to_open:  # before the head's work, which would be for nothing
-            self._open_link()
+            self._stream.open()
         opened_s = time.perf_counter()
         frame = read_frame(image.content, self._bundle.manifest.input, name=image.name)
         read_s = time.perf_counter()
         planes = self._head.infer(frame[np.newaxis])[0]
         head_s = time.perf_counter()
-        if self._choice is None:
-            chosen, encoded = self._encoder.coder.name, self._encoder.encode(planes)
-        else:
-            chosen, encoded = self._choice.encode(planes, self._link.rate.ms_per_byte)
-        encoded_s = time.perf_counter()
-        reply = self._link.request(
-            self._index, encoded, deadline_ms=self._time_left_ms(started_s), may_reconnect=not had_to_open
-        )
-        result = reply.result
-        if self._choice is not None:
-            self._choice.decoded(chosen, result.decode_ms)
+        asked = self._stream.ask(planes, lambda: self._time_left_ms(started_s), may_reconnect=not had_to_open)
+        result = asked.reply.result
         if not result.top or result.top[0][0] >= len(self._bundle.manifest.labels):
             raise RequestFailedError("bad-result", f"the edge names the class {result.top[:1]}, which has no label")
         index, score = result.top[0]
         total_ms = (time.perf_counter() - started_s) * 1e3
         self._check_deadline(total_ms)
-        edge_ms = min(result.total_ms, reply.round_trip_ms)
-        away_ms = reply.round_trip_ms + (opened_s - started_s) * 1e3  # not the device's work
+        edge_ms = min(result.total_ms, asked.reply.round_trip_ms)
+        away_ms = asked.away_ms + (opened_s - started_s) * 1e3  # not the device's work
         return ImageReport(
             source=image.name,
             status="ok",
             variant=self.variant.id,
-            coder=encoded.coder,
+            coder=asked.encoded.coder,
             index=index,
             label=self._bundle.manifest.labels[index],
             score=score,
-            wire_bytes=reply.wire_bytes,
+            wire_bytes=asked.reply.wire_bytes,
             device_ms=round(total_ms - away_ms, 3),
             link_ms=round(away_ms - edge_ms, 3),
             edge_ms=round(edge_ms, 3),
@@ -217,9 +187,9 @@ class Device:
             stages_ms={
                 "read": round((read_s - opened_s) * 1e3, 3),
                 "head": round((head_s - read_s) * 1e3, 3),
-                "encode": round((encoded_s - head_s) * 1e3, 3),
-                "round_trip": round(reply.round_trip_ms, 3),
-                "wait": round(reply.waited_ms, 3),
+                "encode": round(asked.encode_ms, 3),
+                "round_trip": round(asked.reply.round_trip_ms, 3),
+                "wait": round(asked.reply.waited_ms, 3),
                 "edge_queue": round(result.queue_ms, 3),
                 "edge_decode": round(result.decode_ms, 3),
                 "edge_tail": round(result.tail_ms, 3),
@@ -228,28 +198,7 @@ class Device:
 
     def coder_costs(self) -> dict[str, Any] | None:
         """What ``--explain`` shows: the link's rate and every coder's expected cost; None where the coder is fixed."""
-        if self._choice is None:
-            return None
-        rate = self._link.rate
-        costs = self._choice.costs(rate.ms_per_byte)
-        return {
-            "link": {
-                "megabits_per_s": round(0.008 / rate.ms_per_byte, 3) if rate.ms_per_byte else None,
-                "fixed_ms": None if rate.fixed_ms is None else round(rate.fixed_ms, 3),
-                "frames": rate.frames,
-            },
-            "coders": [
-                {
-                    "coder": cost.coder,
-                    "payload_bytes": round(cost.bytes, 1),
-                    "encode_ms": round(cost.encode_ms, 4),
-                    "send_ms": round(cost.send_ms, 4),
-                    "decode_ms": round(cost.decode_ms, 4),
-                    "total_ms": round(cost.total_ms, 4),
-                }
-                for cost in costs
-            ],
-        }
+        return self._stream.explain()
 
     def _time_left_ms(self, started_s: float) -> int:
         """For the INFER's header: 0 means any time. Raises RequestFailedError: nothing is left."""

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit, urlunsplit
 from aecnn_deploy.codec import EncodedPlanes
 from aecnn_deploy.errors import (
     EdgeUnreachableError,
+    LinkLostError,
     RequestFailedError,
     SessionRefusedError,
     SettingsError,
@@ -49,14 +50,11 @@ _PINGS = 3
 class Reply:
     """An edge's answer to one request."""
 
+    request_id: int
     result: Result
     wire_bytes: int  # of the whole INFER message
     round_trip_ms: float  # from the call of ``request`` to the answer
     waited_ms: float  # of it, inside the WebSocket library's send and receive
-
-
-class _LinkLostError(Exception):
-    """The connection ended before the answer came; its text says how."""
 
 
 def stream_url(edge: str) -> str:
@@ -74,7 +72,7 @@ def stream_url(edge: str) -> str:
 
 
 class EdgeLink:
-    """One device's link; one request at a time, from one thread.
+    """One device's link; one request at a time, from one thread. ``welcome`` is the open session's.
 
     Every wait is at most ``timeout_s``. A link that is down is tried again with growing pauses between the attempts,
     and what is asked in a pause fails at once: a dead edge cannot hold up a folder of images.
@@ -91,12 +89,16 @@ class EdgeLink:
         self._session = DeviceSession(hello, limits)
         self._pause_s, self._not_before_s = 0.0, 0.0
         self._why, self._waited_s = "", 0.0
-        self._reopened = False
         self.rate = LinkRate()  # follows every answer
 
     @property
     def is_open(self) -> bool:
         return self._connection is not None
+
+    @property
+    def next_request_id(self) -> int:
+        """The id that the next ``request`` has in its session."""
+        return self._session.next_request_id
 
     def open(self) -> Welcome:
         """Connect and greet. Raises EdgeUnreachableError; SessionRefusedError: the edge refuses this device."""
@@ -124,27 +126,21 @@ class EdgeLink:
             if answered:
                 self.rate.pinged((time.perf_counter() - began_s) * 1e3)
 
-    def request(self, variant: int, planes: EncodedPlanes, *, deadline_ms: int, may_reconnect: bool) -> Reply:
+    def request(self, variant: int, planes: EncodedPlanes, *, deadline_ms: int) -> Reply:
         """Send one image's planes and wait for the answer.
 
-        A connection that turns out to be lost is made again once if ``may_reconnect``: asking twice changes nothing
-        on the edge. Raises EdgeUnreachableError, SessionRefusedError; RequestFailedError: the edge says no.
+        Raises LinkLostError: the connection was lost before the answer came, and is closed; to ask again, in a new
+        session, changes nothing on the edge. EdgeUnreachableError: not open, or no answer in time. RequestFailedError:
+        the edge says no.
         """
-        started_s, self._waited_s, self._reopened = time.perf_counter(), 0.0, False
-        if self.is_open:
-            try:
-                return self._ask(variant, planes, deadline_ms, started_s)
-            except _LinkLostError as exc:
-                self.close()
-                if not may_reconnect:
-                    raise EdgeUnreachableError(self.url, str(exc)) from None
-        self._reopened = True
-        self.open()
+        if not self.is_open:
+            raise EdgeUnreachableError(self.url, "the link is not open")
+        started_s, self._waited_s = time.perf_counter(), 0.0
         try:
             return self._ask(variant, planes, deadline_ms, started_s)
-        except _LinkLostError as exc:
+        except LinkLostError:
             self.close()
-            raise EdgeUnreachableError(self.url, str(exc)) from None
+            raise
 
     def close(self) -> None:
         """Say GOODBYE where there is somebody to hear it, and close."""
@@ -183,7 +179,7 @@ class EdgeLink:
             raise EdgeUnreachableError(self.url, f"no answer within {self._timeout_s:g} s") from None
         except OSError as exc:  # TLS included
             raise EdgeUnreachableError(self.url, exc.strerror or str(exc)) from None
-        except (_LinkLostError, WireError) as exc:
+        except WireError as exc:
             raise EdgeUnreachableError(self.url, str(exc)) from None
         match events[0]:
             case Welcomed(welcome):
@@ -220,14 +216,13 @@ class EdgeLink:
                 self.close()  # else a late answer would stand before the next one
                 raise EdgeUnreachableError(self.url, f"no answer within {self._timeout_s:g} s") from None
             except WireError as exc:
-                raise _LinkLostError(f"it broke the protocol: {exc}") from None
+                raise LinkLostError(self.url, f"it broke the protocol: {exc}") from None
             for event in events:
                 match event:
                     case ResultReceived(answered, result) if answered == request_id:
                         round_trip_s = time.perf_counter() - started_s
-                        reply = Reply(result, len(message), round_trip_s * 1e3, self._waited_s * 1e3)
-                        if not self._reopened:  # else the time holds a connection's beginning
-                            self.rate.heard(len(message), max(0.0, reply.round_trip_ms - result.total_ms))
+                        reply = Reply(request_id, result, len(message), round_trip_s * 1e3, self._waited_s * 1e3)
+                        self.rate.heard(len(message), max(0.0, reply.round_trip_ms - result.total_ms))
                         if leaving:
                             self.close()
                         return reply
@@ -243,7 +238,7 @@ class EdgeLink:
         try:
             self._connection.send(message)
         except self._connection_closed as exc:
-            raise _LinkLostError(_closed(exc)) from None
+            raise LinkLostError(self.url, _closed(exc)) from None
         finally:
             self._waited_s += time.perf_counter() - began_s
 
@@ -252,7 +247,7 @@ class EdgeLink:
         try:
             data = self._connection.recv(timeout=max(0.0, end_s - time.monotonic()))
         except self._connection_closed as exc:
-            raise _LinkLostError(_closed(exc)) from None
+            raise LinkLostError(self.url, _closed(exc)) from None
         finally:
             self._waited_s += time.perf_counter() - began_s
         if isinstance(data, str):

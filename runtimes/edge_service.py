@@ -4,7 +4,7 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -12,11 +12,12 @@ import numpy as np
 
 from aecnn_deploy.bundle.manifest import VariantSpec
 from aecnn_deploy.bundle.reader import Bundle
-from aecnn_deploy.codec import PlaneDecoder
+from aecnn_deploy.codec import MAX_DISTANCE, PlaneDecoder
 from aecnn_deploy.errors import (
     AecnnError,
     CodecError,
     ImageError,
+    NoReferenceError,
     RequestFailedError,
     RunnerError,
     ServeError,
@@ -27,6 +28,7 @@ from aecnn_deploy.runtimes.edge_metrics import FULL, SPLIT, EdgeMetrics
 from aecnn_deploy.runtimes.edge_runners import RunnerOptions, activate_tail, make_onnxruntime
 from aecnn_deploy.runtimes.edge_worker import Worker
 from aecnn_deploy.runtimes.frames import read_frame
+from aecnn_deploy.runtimes.plane_memory import KeptPlanes, plane_dictionary
 from aecnn_deploy.wire import FailureCode, InferReceived, Result, WireLimits
 
 logger = logging.getLogger("aecnn_deploy.edge")
@@ -52,6 +54,7 @@ class EdgeSettings:
     max_in_flight_per_stream: int = 8
     max_streams: int = 256
     max_image_bytes: int = 16 << 20  # of a body of POST /v1/classify
+    max_reference_bytes: int = 1 << 19  # of a stream's last planes, kept for differences; 0: each frame on its own
     max_uploads: int = 16  # bodies that are being read; each may hold max_image_bytes of memory
     upload_timeout_s: float = 30.0  # for one body
     drain_s: float = 10.0
@@ -64,6 +67,8 @@ class EdgeSettings:
         for name in ("max_in_flight", "max_in_flight_per_stream", "max_streams", "max_image_bytes", "max_uploads"):
             if getattr(self, name) < 1:
                 raise SettingsError(f"{name} is {getattr(self, name)}, expected at least 1")
+        if self.max_reference_bytes < 0:
+            raise SettingsError(f"max_reference_bytes is {self.max_reference_bytes}, expected 0 or more")
         for name in ("drain_s", "hello_timeout_s", "upload_timeout_s"):
             if not 0 <= getattr(self, name) < 1e6:
                 raise SettingsError(f"{name} is {getattr(self, name)}, expected 0 or more seconds")
@@ -92,10 +97,10 @@ class Answer:
 class Tail:
     """One variant's decoder and tail with the thread that owns both."""
 
-    def __init__(self, variant: VariantSpec) -> None:
+    def __init__(self, bundle: Bundle, variant: VariantSpec) -> None:
         self.variant, self.target = variant, ""
+        self._decoder = PlaneDecoder(variant.planes, variant.bits, dictionary=plane_dictionary(bundle, variant))
         self.worker = Worker(f"tail {variant.id}")
-        self._decoder = PlaneDecoder(variant.planes, variant.bits)
         self._runner: Runner | None = None
 
     def load(self, bundle: Bundle, options: RunnerOptions) -> None:
@@ -114,8 +119,11 @@ class Tail:
     def runner_name(self) -> str:
         return self._runner.name if self._runner else ""
 
-    def answer(self, request: InferReceived, received_s: float) -> Answer:
-        """Run one request. Call it on the worker. Raises RequestFailedError."""
+    def answer(self, request: InferReceived, received_s: float, kept: KeptPlanes | None) -> Answer:
+        """Run one request. Call it on the worker. Raises RequestFailedError.
+
+        ``kept``: the planes of the stream's earlier requests; those of this one are added when it has its answer.
+        """
         started_s = time.perf_counter()
         if request.deadline_ms and (started_s - received_s) * 1e3 > request.deadline_ms:
             raise RequestFailedError(
@@ -123,15 +131,23 @@ class Tail:
             )
         assert self._runner is not None
         try:
-            planes = self._decoder.decode(request.coder_id, request.payload)
+            planes = self._decoder.decode(
+                request.coder_id,
+                request.payload,
+                lambda distance: kept.get(request.request_id - distance) if kept is not None else None,
+            )
             decoded_s = time.perf_counter()
             logits = self._runner.infer(planes[np.newaxis])
             ran_s = time.perf_counter()
             top = top_scores(logits[0], TOP_K)
+        except NoReferenceError as exc:
+            raise RequestFailedError(FailureCode.NO_REFERENCE, str(exc)) from None
         except CodecError as exc:
             raise RequestFailedError(FailureCode.BAD_PAYLOAD, str(exc)) from None
         except RunnerError as exc:
             raise RequestFailedError(FailureCode.INTERNAL, str(exc)) from None
+        if kept is not None:
+            kept.keep(request.request_id, planes)
         return Answer(top, (decoded_s - started_s) * 1e3, (started_s - received_s) * 1e3, (ran_s - decoded_s) * 1e3)
 
     def unload(self) -> None:
@@ -182,7 +198,7 @@ class EdgeService:
         self.ready, self.draining = False, False
         self.streams: set[DrainableStream] = set()
         self.metrics = EdgeMetrics(lambda: self.in_flight, lambda: len(self.streams))
-        self.tails = [Tail(variant) for variant in bundle.manifest.variants]
+        self.tails = [Tail(bundle, variant) for variant in bundle.manifest.variants]
         self._full = Full(bundle, settings.runner)
 
     @property
@@ -190,20 +206,33 @@ class EdgeService:
         """The runner of the tails; joined by ``+`` where variants have different ones."""
         return "+".join(sorted({tail.runner_name for tail in self.tails}))
 
+    def references(self, tails: Sequence[Tail], max_in_flight: int) -> int:
+        """How many answered requests' planes a stream of these variants may have kept for each of them.
+
+        One more than it may have in flight is of use: so many may be answered between a RESULT and its difference.
+        """
+        each = sum(tail.variant.plane_bytes for tail in tails)
+        return min(max_in_flight + 1, MAX_DISTANCE, self.settings.max_reference_bytes // each)
+
     async def load(self) -> None:
         """Load and warm every tail. Raises RunnerError, ServeError: one cannot be loaded."""
         for tail in self.tails:  # one after the other: each takes every core while it loads
             await tail.worker.run(lambda tail=tail: tail.load(self.bundle, self.settings.runner))  # type: ignore[misc]
         self.ready = True
 
-    async def infer(self, tail: Tail, request: InferReceived, received_s: float) -> Result:
-        """Run a device's planes. ``received_s`` is ``time.perf_counter`` at its arrival. Raises RequestFailedError."""
+    async def infer(
+        self, tail: Tail, request: InferReceived, received_s: float, kept: KeptPlanes | None = None
+    ) -> Result:
+        """Run a device's planes; ``kept`` are the stream's earlier ones of this variant.
+
+        ``received_s`` is ``time.perf_counter`` at its arrival. Raises RequestFailedError.
+        """
         if request.raw_bytes != tail.variant.plane_bytes:
             raise RequestFailedError(
                 FailureCode.BAD_PAYLOAD,
                 f"{request.raw_bytes} bytes of planes, {tail.variant.id} has {tail.variant.plane_bytes}",
             )
-        answer = await self._run(tail.worker, lambda: tail.answer(request, received_s))
+        answer = await self._run(tail.worker, lambda: tail.answer(request, received_s, kept))
         result = Result(
             top=answer.top,
             decode_ms=answer.decode_ms,

@@ -7,11 +7,12 @@ import time
 from typing import TYPE_CHECKING
 
 from aecnn_deploy import __version__
-from aecnn_deploy.codec import coder_names
+from aecnn_deploy.codec import coder_names, delta_names
 from aecnn_deploy.errors import RequestFailedError, WireError
 from aecnn_deploy.optional import require
 from aecnn_deploy.runtimes.edge_metrics import SPLIT
 from aecnn_deploy.runtimes.edge_service import EdgeService, Tail
+from aecnn_deploy.runtimes.plane_memory import KeptPlanes
 from aecnn_deploy.wire import (
     WIRE_VERSION,
     EdgeSession,
@@ -41,6 +42,7 @@ class Stream:
         self._service, self._websocket = service, websocket
         self._session = EdgeSession(service.settings.limits)
         self._tails: list[Tail | None] = []  # by the HELLO's variant index
+        self._kept: list[KeptPlanes | None] = []  # the same; each is its tail's thread's alone
         self._requests: dict[asyncio.Task[None], int] = {}  # with their ids; until the answer is sent
         client = websocket.client
         self._peer = f"{client.host}:{client.port}" if client else "a device"
@@ -124,16 +126,23 @@ class Stream:
         known = {tail.variant.id: tail for tail in self._service.tails}
         self._tails = [known.get(name) for name in hello.variants]
         settings = self._service.settings
+        tails = [tail for tail in self._tails if tail]
+        references = (
+            self._service.references(tails, self._max_in_flight) if set(hello.coders) & set(delta_names()) else 0
+        )
+        self._kept = [KeptPlanes(references) if tail and references else None for tail in self._tails]
+        coders = (*coder_names(), *(delta_names() if references else ()))
         welcome = Welcome(
             wire_version=WIRE_VERSION,
             bundle_id=self._service.bundle.id,
             variants=[name for name in hello.variants if name in known],
-            coders=[name for name in hello.coders if name in coder_names()],
+            coders=[name for name in hello.coders if name in coders],
             max_in_flight=self._max_in_flight,
             max_payload_bytes=settings.limits.max_payload_bytes,
             max_raw_bytes=settings.limits.max_raw_bytes,
             runner=self._service.runner_name,
             software=f"aecnn-deploy {__version__}",
+            references=references,
         )
         await self._send(self._session.welcome(welcome))
         return True
@@ -189,7 +198,7 @@ class Stream:
             raise RequestFailedError(
                 FailureCode.UNKNOWN_VARIANT, f"variant index {request.variant} of {len(self._tails)} is not served"
             )
-        return await self._service.infer(tail, request, received_s)
+        return await self._service.infer(tail, request, received_s, self._kept[request.variant])
 
     async def _receive(self) -> bytes | None:
         """The next binary WebSocket message, or None at the end. Raises WireError: it is a text message."""

@@ -20,9 +20,10 @@ import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
-from aecnn_deploy.bundle.manifest import InputSpec, Manifest, VariantSpec
+from aecnn_deploy.bundle.manifest import CodingSpec, InputSpec, Manifest, VariantSpec
 from aecnn_deploy.bundle.reader import Bundle
 from aecnn_deploy.bundle.writer import BundleWriter
+from tests.planes import DICTIONARY
 
 SIZE = 64
 LABELS = ("ant", "bee", "cat", "dog", "elk", "fox", "gnu, a large antelope")
@@ -45,13 +46,22 @@ SLOW = (TinyVariant("tiny-slow", 4, 4, 8, tail_loops=150), TinyVariant("tiny-fas
 
 
 def make_bundle(
-    out: Path, *, variants: tuple[TinyVariant, ...] = VARIANTS, seed: int = 0, size: int = SIZE
+    out: Path,
+    *,
+    variants: tuple[TinyVariant, ...] = VARIANTS,
+    seed: int = 0,
+    size: int = SIZE,
+    dictionary: bool = False,
 ) -> Manifest:
     """Write a bundle to ``out``; another ``seed`` gives other weights and so another bundle id."""
     rng = np.random.default_rng(seed)
     spec = InputSpec(size, size, size * 9 // 8, "bicubic", (127.0,) * 3, (128.0,) * 3)
     with BundleWriter(out) as writer:
         specs = []
+        coding = None
+        if dictionary:
+            coding = CodingSpec(DICTIONARY.predictor, "dictionaries/all.zdict")
+            writer.path("dictionaries/all.zdict").write_bytes(DICTIONARY.content)
         for variant in variants:
             planes = (variant.channels, size // variant.stride, size // variant.stride)
             head, tail = f"heads/{variant.id}.onnx", f"tails/{variant.id}.onnx"
@@ -70,6 +80,7 @@ def make_bundle(
                     full_macs=9000,
                     tails={"onnxruntime": tail},
                     agreement=0.5,
+                    coding=coding,
                 )
             )
         _save(_full(size, rng), writer.path("full.onnx"))

@@ -11,7 +11,7 @@ from websockets.sync.client import ClientConnection, connect
 
 from aecnn_deploy.bundle.manifest import VariantSpec
 from aecnn_deploy.bundle.reader import Bundle
-from aecnn_deploy.codec import PlaneEncoder, coder_names
+from aecnn_deploy.codec import EncodedPlanes, PlaneEncoder, coder_names, delta_names
 from aecnn_deploy.wire import (
     DeviceSession,
     Hello,
@@ -31,7 +31,7 @@ class Client:
             "bundle_id": bundle.id,
             "wire_versions": [1],
             "variants": variants,
-            "coders": list(coder_names()),
+            "coders": [*coder_names(), *delta_names()],
             "software": "test",
         }
         self.session = DeviceSession(Hello(**(fields | changes)), WireLimits())
@@ -55,7 +55,9 @@ class Client:
         return event
 
     def ask(self, spec: VariantSpec, index: int, planes: np.ndarray[Any, Any], deadline_ms: int = 0) -> int:
-        encoded = PlaneEncoder(spec.planes, spec.bits).encode(planes)
+        return self.send(PlaneEncoder(spec.planes, spec.bits).encode(planes), index, deadline_ms)
+
+    def send(self, encoded: EncodedPlanes, index: int = 0, deadline_ms: int = 0) -> int:
         request_id, message = self.session.infer(
             index, encoded.coder_id, encoded.payload, encoded.raw_bytes, deadline_ms
         )

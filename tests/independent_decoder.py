@@ -15,32 +15,18 @@ import zstandard
 
 KINDS = {1: "HELLO", 2: "WELCOME", 3: "REFUSED", 4: "INFER", 5: "RESULT", 6: "FAILED", 7: "GOODBYE"}
 WITH_ID = {"INFER", "RESULT", "FAILED"}
-KEYS = {
+NUMBER = (int, float)
+KEYS: dict[str, dict[str, Any]] = {
     "HELLO": {"bundle_id": str, "wire_versions": list, "variants": list, "coders": list, "software": str},
-    "WELCOME": {
-        "wire_version": int,
-        "bundle_id": str,
-        "variants": list,
-        "coders": list,
-        "max_in_flight": int,
-        "max_payload_bytes": int,
-        "max_raw_bytes": int,
-        "runner": str,
-        "software": str,
-    },
+    "WELCOME": {"wire_version": int, "bundle_id": str, "variants": list, "coders": list, "max_in_flight": int}
+    | {"max_payload_bytes": int, "max_raw_bytes": int, "runner": str, "software": str},
     "REFUSED": {"code": str, "reason": str},
-    "RESULT": {
-        "top": list,
-        "decode_ms": (int, float),
-        "queue_ms": (int, float),
-        "tail_ms": (int, float),
-        "total_ms": (int, float),
-        "in_flight": int,
-        "variant": str,
-    },
+    "RESULT": {"top": list, "decode_ms": NUMBER, "queue_ms": NUMBER, "tail_ms": NUMBER, "total_ms": NUMBER}
+    | {"in_flight": int, "variant": str},
     "FAILED": {"code": str, "reason": str},
     "GOODBYE": {"reason": str},
 }
+FIELDS = ("version", "kind", "flags", "request", "variant", "coder", "reserved", "deadline", "size", "raw", "checksum")
 
 
 class BrokenRuleError(ValueError):
@@ -55,20 +41,7 @@ def need(rule: object, text: str) -> None:
 def read(message: bytes) -> tuple[dict[str, int], str, Any]:
     """Header fields, kind, and the payload: an object, or an INFER's bytes. Sections 1 and 2."""
     need(len(message) >= 36, "a header has 36 bytes")
-    names = (
-        "version",
-        "kind",
-        "flags",
-        "request",
-        "variant",
-        "coder",
-        "reserved",
-        "deadline",
-        "size",
-        "raw",
-        "checksum",
-    )
-    fields = dict(zip(names, struct.unpack(">xxxxBBHQHBBIIII", message[:36]), strict=True))
+    fields = dict(zip(FIELDS, struct.unpack(">xxxxBBHQHBBIIII", message[:36]), strict=True))
     need(message[:4] == b"AECN" and fields["version"] == 1, "magic and version")
     need(fields["kind"] in KINDS, "kind")
     kind = KINDS[fields["kind"]]
@@ -89,48 +62,68 @@ def read(message: bytes) -> tuple[dict[str, int], str, Any]:
     return fields, kind, content
 
 
-def planes_of(message: bytes, shape: tuple[int, int, int], bits: int) -> list[list[list[int]]]:
-    """The planes of an INFER, section 3."""
+def planes_of(
+    message: bytes,
+    shape: tuple[int, int, int],
+    bits: int,
+    earlier: dict[int, Any] | None = None,
+    dictionary: tuple[str, bytes] = ("none", b""),
+) -> list[list[list[int]]]:
+    """The planes of an INFER, section 3; ``earlier``: planes by request id, ``dictionary``: prediction and bytes."""
     fields, kind, payload = read(message)
-    channels, height, width = shape
-    count = channels * height * width
+    _, height, width = shape
+    count = shape[0] * height * width
     need(kind == "INFER" and fields["raw"] == count, "raw size is C·H·W")
-    match fields["coder"]:
-        case 0:
-            values = list(payload)
-        case 1:
-            values = list(unframed(payload, count))
-        case 2:
-            text = "".join(f"{byte:08b}" for byte in payload)
-            need(len(payload) == -(-count * bits // 8) and "1" not in text[count * bits :], "packed size and padding")
-            values = [int(text[i * bits : (i + 1) * bits], 2) for i in range(count)]
-        case 3 | 4 | 5:
-            values = predicted(
-                unframed(payload, count), shape, bits, {3: "left", 4: "up", 5: "median"}[fields["coder"]]
-            )
-        case 6:
-            need(not re.search(rb"\xff[\x80-\xff]", payload), "a scan holds no marker")
-            frame = struct.pack(">HHBHHBBBB", 0xFFF7, 11, max(2, bits), channels * height, width, 1, 1, 0x11, 0)
-            before = b"\xff\xd8" + frame + bytes.fromhex("ffda 0008 01 01 00 00 00 00")
-            values = list(jpeg_ls.decode_buffer(before + payload + b"\xff\xd9")[0])
-        case _:
-            raise BrokenRuleError("no such coder")
-    need(len(values) == count and max(values) < 1 << bits, "C·H·W values within the bits")
+    coder, names = fields["coder"], {3: "left", 4: "up", 5: "median", 7: dictionary[0]}
+    if coder in (8, 9):
+        reference = (earlier or {}).get(fields["request"] - payload[0])
+        need(payload[0] and reference is not None, "a reference that is kept")
+        half = 1 << bits - 1 if coder == 9 else 0
+        changed = decoded({8: 1, 9: 6}[coder], payload[1:], shape, bits)
+        past = [value for plane in reference for row in plane for value in row]  # type: ignore[union-attr]
+        values = [(a + b - half) % (1 << bits) for a, b in zip(changed, past, strict=True)]
+    elif coder in names:
+        values = predicted(unframed(payload, count, dictionary[1] if coder == 7 else b""), shape, bits, names[coder])
+    else:
+        values = decoded(coder, payload, shape, bits)
     rows = [values[i : i + width] for i in range(0, count, width)]
     return [rows[i : i + height] for i in range(0, len(rows), height)]
 
 
-def unframed(payload: bytes, count: int) -> bytes:
+def decoded(coder: int, payload: bytes, shape: tuple[int, int, int], bits: int) -> list[int]:
+    """The values of coders 0, 1, 2 and 6."""
+    count, width = shape[0] * shape[1] * shape[2], shape[2]
+    if coder == 0:
+        values = list(payload)
+    elif coder == 1:
+        values = list(unframed(payload, count))
+    elif coder == 2:
+        text = "".join(f"{byte:08b}" for byte in payload)
+        need(len(payload) == -(-count * bits // 8) and "1" not in text[count * bits :], "packed size and padding")
+        values = [int(text[i * bits : (i + 1) * bits], 2) for i in range(count)]
+    else:
+        need(coder == 6 and not re.search(rb"\xff[\x80-\xff]", payload), "a coder; a scan without markers")
+        frame = struct.pack(">HHBHHBBBB", 0xFFF7, 11, max(2, bits), count // width, width, 1, 1, 0x11, 0)
+        before = b"\xff\xd8" + frame + bytes.fromhex("ffda 0008 01 01 00 00 00 00")
+        values = list(jpeg_ls.decode_buffer(before + payload + b"\xff\xd9")[0])
+    need(len(values) == count and max(values) < 1 << bits, "C·H·W values within the bits")
+    return values
+
+
+def unframed(payload: bytes, count: int, dictionary: bytes = b"") -> bytes:
     """One zstd frame of ``count`` bytes."""
     need(payload[:4] == bytes.fromhex("28b52ffd"), "one zstd frame")
     need(zstandard.frame_content_size(payload) == count, "the frame's content size")
-    return zstandard.ZstdDecompressor().decompress(payload, allow_extra_data=False)
+    past = zstandard.ZstdCompressionDict(dictionary) if dictionary else None
+    return zstandard.ZstdDecompressor(dict_data=past).decompress(payload, allow_extra_data=False)
 
 
 def predicted(residuals: bytes, shape: tuple[int, int, int], bits: int, name: str) -> list[int]:
     """Values again, from the table of predictions."""
     _, height, width = shape
     values: list[int] = []
+    if name == "none":
+        return list(residuals)
     for index, residual in enumerate(residuals):
         row, column = index // width % height, index % width
         a = values[index - 1] if column else 0

@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from aecnn_deploy.codec import CODERS, PlaneDecoder, PlaneEncoder, coder_names
+from aecnn_deploy.codec import CODERS, DELTA_CODERS, DeltaEncoder, PlaneDecoder, PlaneEncoder, coder_names
+from tests.planes import DICTIONARY
 
 PYTHON = os.environ.get("AECNN_ARM64_PYTHON")
 ROOT = Path(__file__).parents[1]
@@ -34,19 +35,26 @@ import numpy as np
 package = ModuleType("aecnn_deploy")  # the codec alone: a device needs no more for this
 package.__path__ = [sys.argv[1]]
 sys.modules["aecnn_deploy"] = package
-from aecnn_deploy.codec import CODERS, PlaneDecoder, PlaneEncoder, coder_names
+from aecnn_deploy.codec import (
+    CODERS, DELTA_CODERS, DeltaEncoder, PlaneDecoder, PlaneDictionary, PlaneEncoder, coder_names
+)
 
 assert platform.machine() == "aarch64", platform.machine()
 given = dict(np.load(sys.argv[2]))
+dictionary = PlaneDictionary("median", given["dictionary"].tobytes())
 made = {}
 for key in [key for key in given if key.startswith("planes-")]:
     planes, bits = given[key], int(key.split("-")[1])
-    decoder = PlaneDecoder(planes.shape, bits)
-    for name in coder_names():
+    decoder = PlaneDecoder(planes.shape, bits, dictionary=dictionary)
+    earlier = planes ^ (np.arange(planes.size).reshape(planes.shape) % 9 == 0)
+    for name in (*CODERS, *DELTA_CODERS):
         payload = given[key.replace("planes", name, 1)].tobytes()
-        decoded = decoder.decode(int(given[key.replace("planes", name, 1) + "-id"]), payload)
+        decoded = decoder.decode(int(given[key.replace("planes", name, 1) + "-id"]), payload, lambda _: earlier)
         assert np.array_equal(decoded, planes), (key, name)
-        encoded = PlaneEncoder(planes.shape, bits, coder=name).encode(planes)
+        if name in CODERS:
+            encoded = PlaneEncoder(planes.shape, bits, coder=name, dictionary=dictionary).encode(planes)
+        else:
+            encoded = DeltaEncoder(planes.shape, bits, coder=name).encode(planes, earlier, 1)
         made[key.replace("planes", name, 1)] = np.frombuffer(encoded.payload, np.uint8)
         made[key.replace("planes", name, 1) + "-id"] = encoded.coder_id
 np.savez(sys.argv[3], **made)
@@ -58,11 +66,20 @@ def coded(planes: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The payloads of this machine, by coder and name of the planes, and the wire ids of what was sent."""
     made: dict[str, np.ndarray] = {}
     for key, values in planes.items():
-        for name in CODERS:
-            encoded = PlaneEncoder(values.shape, int(key.split("-")[1]), coder=name).encode(values)
+        bits = int(key.split("-")[1])
+        for name in (*CODERS, *DELTA_CODERS):
+            if name in CODERS:
+                encoded = PlaneEncoder(values.shape, bits, coder=name, dictionary=DICTIONARY).encode(values)
+            else:
+                encoded = DeltaEncoder(values.shape, bits, coder=name).encode(values, before(values), 1)
             made[key.replace("planes", name, 1)] = np.frombuffer(encoded.payload, np.uint8)
             made[key.replace("planes", name, 1) + "-id"] = np.asarray(encoded.coder_id)
     return made
+
+
+def before(planes: np.ndarray) -> np.ndarray:
+    """Planes of which every ninth value differs by one bit."""
+    return planes ^ (np.arange(planes.size).reshape(planes.shape) % 9 == 0)
 
 
 def test_every_coder_is_exact_between_this_machine_and_an_arm64_one(tmp_path: Path) -> None:
@@ -75,7 +92,7 @@ def test_every_coder_is_exact_between_this_machine_and_an_arm64_one(tmp_path: Pa
         planes[f"planes-{bits}-smooth"] = smooth.astype(np.uint8)
         planes[f"planes-{bits}-noise"] = rng.integers(0, 1 << bits, (3, 5, 7), np.uint8)
     here = coded(planes)
-    np.savez(tmp_path / "here.npz", **planes, **here)
+    np.savez(tmp_path / "here.npz", **planes, **here, dictionary=np.frombuffer(DICTIONARY.content, np.uint8))
     assert PYTHON is not None
     script = tmp_path / "there.py"
     script.write_text(textwrap.dedent(THERE))
@@ -91,10 +108,11 @@ def test_every_coder_is_exact_between_this_machine_and_an_arm64_one(tmp_path: Pa
     there = dict(np.load(tmp_path / "there.npz"))
     assert there.keys() == here.keys()
     for key, values in planes.items():
-        decoder = PlaneDecoder(values.shape, int(key.split("-")[1]))
-        for name in CODERS:
+        decoder = PlaneDecoder(values.shape, int(key.split("-")[1]), dictionary=DICTIONARY)
+        for name in (*CODERS, *DELTA_CODERS):
             own = key.replace("planes", name, 1)
             payload = there[own].tobytes()
-            np.testing.assert_array_equal(decoder.decode(int(there[own + "-id"]), payload), values)
-            if name in ("raw", "packed", "jpegls"):  # zstd's bytes change with its release
+            decoded = decoder.decode(int(there[own + "-id"]), payload, lambda _, planes=values: before(planes))
+            np.testing.assert_array_equal(decoded, values)
+            if name in ("raw", "packed", "jpegls", "delta-jpegls"):  # zstd's bytes change with its release
                 assert payload == here[own].tobytes(), own

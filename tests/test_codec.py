@@ -14,8 +14,9 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aecnn_deploy.codec import CODERS, PlaneDecoder, PlaneEncoder, coder_by_id, coder_by_name, coder_names
+from aecnn_deploy.codec import CODERS, DELTA_CODERS, PlaneDecoder, PlaneEncoder, coder_by_name, coder_names, delta_names
 from aecnn_deploy.errors import CodecError, PayloadSizeError, SettingsError
+from tests.planes import DICTIONARY
 
 RAW, ZSTD = 0, 1
 MAGIC = zstandard.FRAME_HEADER
@@ -53,8 +54,8 @@ def planes_of_any_bits(draw: st.DrawFn) -> tuple[np.ndarray, int]:
 @given(planes_of_any_bits(), st.sampled_from(list(CODERS)), st.sampled_from([1, 3, 19]))
 def test_planes_of_every_bit_depth_survive_the_round_trip(case: tuple[np.ndarray, int], coder: str, level: int) -> None:
     planes, bits = case
-    encoded = PlaneEncoder(planes.shape, bits, coder=coder, level=level).encode(planes)
-    decoded = PlaneDecoder(planes.shape, bits).decode(encoded.coder_id, encoded.payload)
+    encoded = PlaneEncoder(planes.shape, bits, coder=coder, level=level, dictionary=DICTIONARY).encode(planes)
+    decoded = PlaneDecoder(planes.shape, bits, dictionary=DICTIONARY).decode(encoded.coder_id, encoded.payload)
     assert decoded.dtype == np.uint8
     np.testing.assert_array_equal(decoded, planes)
     assert encoded.raw_bytes == planes.size
@@ -88,8 +89,9 @@ def test_planes_need_not_be_contiguous() -> None:
     planes = smooth_planes(4, 12, 8).transpose(0, 2, 1)
     assert not planes.flags.c_contiguous
     for coder in coder_names():
-        encoded = PlaneEncoder(planes.shape, 8, coder=coder).encode(planes)
-        np.testing.assert_array_equal(PlaneDecoder(planes.shape, 8).decode(encoded.coder_id, encoded.payload), planes)
+        encoded = PlaneEncoder(planes.shape, 8, coder=coder, dictionary=DICTIONARY).encode(planes)
+        decoder = PlaneDecoder(planes.shape, 8, dictionary=DICTIONARY)
+        np.testing.assert_array_equal(decoder.decode(encoded.coder_id, encoded.payload), planes)
 
 
 def test_wire_ids_are_the_documented_constants() -> None:
@@ -101,16 +103,19 @@ def test_wire_ids_are_the_documented_constants() -> None:
         "up-zstd": 4,
         "median-zstd": 5,
         "jpegls": 6,
+        "zstd-dict": 7,
     }
+    assert {name: coder.wire_id for name, coder in DELTA_CODERS.items()} == {"delta-zstd": 8, "delta-jpegls": 9}
     assert coder_names() == tuple(CODERS)
-    assert all(coder_by_id(coder.wire_id) is coder_by_name(name) is coder for name, coder in CODERS.items())
+    assert delta_names() == tuple(DELTA_CODERS)
+    assert all(coder_by_name(name) is coder for name, coder in CODERS.items())
 
 
 def test_unknown_coders_are_refused_with_the_known_ones() -> None:
     with pytest.raises(CodecError, match="unknown coder 'gzip'; choose one of raw, zstd, packed, "):
         PlaneEncoder((1, 2, 2), 8, coder="gzip")
-    with pytest.raises(CodecError, match=r"unknown coder id 9; this version knows 0 \(raw\), 1 \(zstd\)"):
-        PlaneDecoder((1, 2, 2), 8).decode(9, b"1234")
+    with pytest.raises(CodecError, match=r"unknown coder id 10; this version knows 0 \(raw\), .*9 \(delta-jpegls\)"):
+        PlaneDecoder((1, 2, 2), 8).decode(10, b"1234")
 
 
 @pytest.mark.parametrize("level", [0, 23, -1])

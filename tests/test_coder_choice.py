@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 
 from aecnn_deploy.bundle.reader import Bundle, open_bundle
-from aecnn_deploy.codec import PlaneDecoder, coder_names
+from aecnn_deploy.codec import PlaneDecoder, PlaneDictionary, PlaneEncoder, coder_names, delta_names
 from aecnn_deploy.errors import CodecError
-from aecnn_deploy.runtimes.coder_choice import CoderChoice, LinkRate
+from aecnn_deploy.runtimes.coder_choice import CoderChoice, LinkRate, Reference
 from aecnn_deploy.runtimes.device_client import DeviceSettings, run_device
 from tests.bundles import command, make_bundle, make_photos, serving
+from tests.planes import DICTIONARY, waves
 
 MEGABIT = 0.008  # ms a byte at 1 Mbit/s
 
@@ -58,18 +59,29 @@ SPEEDS = {
     "up-zstd": (0.07, 0.05),
     "median-zstd": (0.15, 1.0),
     "jpegls": (0.3, 0.25),
+    "zstd-dict": (0.02, 0.1),  # of one plane of 14×14
+    "delta-zstd": (0.06, 0.02),
+    "delta-jpegls": (0.31, 0.26),
 }
 
 
-def chosen(planes: np.ndarray, bits: int, megabits: float) -> str:
+def chosen(
+    planes: np.ndarray,
+    bits: int,
+    megabits: float,
+    *,
+    earlier: np.ndarray | None = None,
+    dictionary: PlaneDictionary | None = None,
+) -> str:
     """What is chosen for ``planes`` on a link of ``megabits``, with the real coders' bytes and the speeds above."""
-    choice = CoderChoice(planes.shape, bits, list(SPEEDS), level=3)
-    choice.encode(planes, MEGABIT / megabits)
-    for name, (encode_ms, decode_ms) in SPEEDS.items():
-        known = choice._known[name]
-        known.encode_ms, known.decode_ms = encode_ms, decode_ms
+    choice = CoderChoice(planes.shape, bits, list(SPEEDS), dictionary=dictionary)
+    reference = None if earlier is None else Reference(earlier, 1)
+    choice.encode(planes, MEGABIT / megabits, reference)
+    for name, known in choice._known.items():
+        known.encode_ms, known.decode_ms = SPEEDS[name]
     best = choice.costs(MEGABIT / megabits)
     assert [cost.total_ms for cost in best] == sorted(cost.total_ms for cost in best)
+    assert (earlier is None) == (not any(cost.coder in delta_names() for cost in best))
     return best[0].coder
 
 
@@ -87,6 +99,58 @@ def chosen(planes: np.ndarray, bits: int, megabits: float) -> str:
 )
 def test_each_coder_is_chosen_somewhere(planes: np.ndarray, bits: int, megabits: float, coder: str) -> None:
     assert chosen(planes, bits, megabits) == coder
+
+
+def test_a_dictionary_is_chosen_for_small_planes_and_differences_for_frames_that_have_one_before() -> None:
+    assert chosen(waves(1, 14, 8, seed=9, noise=0.02), 8, 1, dictionary=DICTIONARY) == "zstd-dict"
+    before = smooth(56, 3)
+    few = before + (np.random.default_rng(1).random(before.shape) < 0.01)
+    many = before + (np.random.default_rng(1).random(before.shape) < 0.2)
+    assert chosen(few.astype(np.uint8), 8, 100, earlier=before) == "delta-zstd"
+    assert chosen(many.astype(np.uint8), 8, 1, earlier=before) == "delta-jpegls"
+    assert chosen(columns_alike(), 8, 1, earlier=before) == "left-zstd"
+
+
+def test_the_fewest_bytes_are_chosen_whatever_they_take() -> None:
+    planes = smooth(56, 3)
+    choice = CoderChoice(planes.shape, 8, coder_names(), objective="bytes")
+    for ms_per_byte in (0.0, 1.0):
+        name, encoded = choice.encode(planes, ms_per_byte)
+        assert len(encoded.payload) == min(
+            len(PlaneEncoder(planes.shape, 8, coder=other).encode(planes).payload)
+            for other in coder_names()
+            if other != "zstd-dict"
+        )
+        assert choice.costs(ms_per_byte)[0].coder == name == "jpegls"
+
+
+def test_where_a_difference_turns_out_large_the_smaller_of_both_is_sent() -> None:
+    rng = np.random.default_rng(6)
+    one, other = smooth(28, 2), np.ascontiguousarray(smooth(28, 2)[:, ::-1])
+    choice = CoderChoice(one.shape, 8, ["zstd", "delta-zstd"], objective="bytes")
+    before, coders = None, []
+    for scene in [one] * 6 + [other] * 6:
+        planes = (scene + (rng.random(scene.shape) < 0.02)).astype(np.uint8)
+        name, encoded = choice.encode(planes, 1.0, Reference(before, 1) if before is not None else None)
+        assert name == encoded.coder
+        coders.append(name)
+        before = planes
+    assert coders == ["zstd", *["delta-zstd"] * 5, "zstd", *["delta-zstd"] * 5]
+
+
+def test_differences_are_tried_again_soon_after_they_did_not_pay() -> None:
+    rng = np.random.default_rng(6)
+    choice = CoderChoice((2, 14, 14), 8, ["zstd", "delta-zstd"], objective="bytes")
+    before = rng.integers(0, 60, (2, 14, 14), np.uint8)
+    choice.encode(before, 1.0)
+    coders = []
+    for index in range(60):
+        unlike = rng.integers(0, 60, before.shape, np.uint8)
+        planes = unlike if index < 30 else (before + (rng.random(before.shape) < 0.02)).astype(np.uint8)
+        coders.append(choice.encode(planes, 1.0, Reference(before, 1))[0])
+        before = planes
+    assert set(coders[:30]) == {"zstd"}
+    assert set(coders[45:]) == {"delta-zstd"}
 
 
 def test_the_chosen_coder_has_the_least_sum_and_its_frame_decodes() -> None:
@@ -116,8 +180,10 @@ def test_one_slow_answer_does_not_keep_a_coder_out_for_good() -> None:
 def test_coders_that_cannot_take_the_planes_are_left_out() -> None:
     choice = CoderChoice((1, 1, 70_000), 8, ["jpegls", "raw"], level=3)
     assert choice.encode(np.zeros((1, 1, 70_000), np.uint8), 1.0)[0] == "raw"
-    with pytest.raises(CodecError, match="none of the coders jpegls takes planes"):
-        CoderChoice((1, 1, 70_000), 8, ["jpegls"], level=3)
+    with pytest.raises(CodecError, match="none of the coders jpegls, zstd-dict takes planes"):
+        CoderChoice((1, 1, 70_000), 8, ["jpegls", "zstd-dict"])
+    with pytest.raises(CodecError, match="at most 65535 rows and columns"):
+        CoderChoice((1, 1, 70_000), 8, ["jpegls"])
 
 
 def test_a_rate_is_what_time_grows_by_with_bytes() -> None:
@@ -160,12 +226,17 @@ class TestOverALink:
         with serving(bundle.path) as edge:
             words = ("run-device", str(bundle.path), "--edge", edge.url, "--source", str(photos), "--explain")
             done = command(*words, "--coder", "auto")
-            fixed = command(*words, "--coder", "zstd")
-        assert (done.returncode, fixed.returncode) == (0, 0)
+            fixed, smallest = command(*words, "--coder", "zstd"), command(*words)
+        assert (done.returncode, fixed.returncode, smallest.returncode) == (0, 0, 0)
         lines = done.stdout.decode().splitlines()
         assert max(map(len, lines)) <= 80
-        assert sum(line.split()[0] in coder_names() for line in lines) == len(coder_names()) + 1
+        # Every coder but the one that needs a dictionary has a row, and the best one the last line.
+        known = {*coder_names(), *delta_names()} - {"zstd-dict"}
+        assert sorted(line.split()[0] for line in lines if line.split()[0] in known) == sorted(
+            [*known, lines[-1].split()[0]]
+        )
         assert lines[-1].endswith("is expected to be done first")
+        assert smallest.stdout.decode().splitlines()[-1].endswith("is expected to be the smallest")
         assert "the coder was fixed" in fixed.stdout.decode()
 
 

@@ -1,26 +1,31 @@
 """Each coder beside zstd: what its bytes are, what it refuses, and what happens where its library is missing."""
 
 import sys
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aecnn_deploy.codec import PlaneDecoder, PlaneEncoder, PlaneLayout, coder_names
+from aecnn_deploy.codec import (
+    EncodedPlanes,
+    PlaneDecoder,
+    PlaneDictionary,
+    PlaneEncoder,
+    PlaneLayout,
+    coder_names,
+    delta_names,
+)
 from aecnn_deploy.codec.prediction import PREDICTORS, residuals, restore
 from aecnn_deploy.errors import CodecError, MissingExtraError, PayloadSizeError
+from tests.planes import DICTIONARY, waves
 
-PACKED, LEFT, UP, MEDIAN, JPEGLS = 2, 3, 4, 5, 6
+PACKED, LEFT, UP, MEDIAN, JPEGLS, ZSTD_DICT = 2, 3, 4, 5, 6, 7
 
 
-def waves(channels: int, side: int, bits: int) -> np.ndarray:
-    """Smooth planes with a little noise."""
-    y, x = np.mgrid[0:side, 0:side]
-    shift = np.arange(channels)[:, None, None]
-    wave = 0.5 + 0.4 * np.sin(x / 5 + shift) * np.cos(y / 7 - shift)
-    noisy = wave + np.random.default_rng(1).normal(0, 0.01, wave.shape)
-    return (noisy.clip(0, 1) * ((1 << bits) - 1)).astype(np.uint8)
+def encoded(planes: np.ndarray, bits: int, coder: str) -> EncodedPlanes:
+    return PlaneEncoder(planes.shape, bits, coder=coder, dictionary=DICTIONARY).encode(planes)
 
 
 def by_the_book(planes: np.ndarray, mask: int, predictor: str) -> np.ndarray:
@@ -87,7 +92,7 @@ def test_packed_payloads_of_another_size_or_with_dirty_padding_are_refused() -> 
 
 def test_prediction_and_jpegls_shrink_smooth_planes() -> None:
     planes = waves(4, 56, 8)
-    size = {name: len(PlaneEncoder(planes.shape, 8, coder=name).encode(planes).payload) for name in coder_names()}
+    size = {name: len(encoded(planes, 8, name).payload) for name in coder_names()}
     assert size["jpegls"] < size["median-zstd"] < size["zstd"] < size["raw"]
     assert max(size["left-zstd"], size["up-zstd"]) < size["zstd"]
 
@@ -147,8 +152,67 @@ def test_where_pyjpegls_is_missing_the_coder_is_not_offered_and_named_when_it_is
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(sys.modules, "jpeg_ls", None)
-    assert coder_names() == ("raw", "zstd", "packed", "left-zstd", "up-zstd", "median-zstd")
+    assert coder_names() == ("raw", "zstd", "packed", "left-zstd", "up-zstd", "median-zstd", "zstd-dict")
+    assert delta_names() == ("delta-zstd",)
     with pytest.raises(MissingExtraError, match=r"aecnn-deploy\[device\]"):
         PlaneEncoder((1, 2, 2), 8, coder="jpegls")
     with pytest.raises(CodecError, match="jpeg_ls"):
         PlaneDecoder((1, 2, 2), 8).decode(JPEGLS, b"1234")
+
+
+def test_a_dictionary_makes_small_planes_smaller_than_any_coder_without_it() -> None:
+    planes = waves(1, 14, 8, seed=9, noise=0.02)
+    size = {name: len(encoded(planes, 8, name).payload) for name in coder_names() if name != "jpegls"}
+    assert min(size, key=lambda name: size[name]) == "zstd-dict"
+    assert size["zstd-dict"] < 0.9 * size["median-zstd"]
+
+
+def test_a_frame_that_was_made_with_a_dictionary_needs_it() -> None:
+    planes = waves(1, 14, 8, seed=9, noise=0.02)
+    payload = encoded(planes, 8, "zstd-dict").payload
+    decoder = PlaneDecoder(planes.shape, 8)
+    with pytest.raises(CodecError, match="the bundle has no dictionary for these planes"):
+        decoder.decode(ZSTD_DICT, payload)
+    with pytest.raises(CodecError, match="no whole zstd frame"):
+        decoder.decode(1, payload)
+    with pytest.raises(CodecError, match="the bundle has no dictionary for these planes; choose another coder"):
+        PlaneEncoder(planes.shape, 8, coder="zstd-dict")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "begins with b''"),
+        (b"text" * 100, "begins with b'text'"),
+        (DICTIONARY.content[:8], "is damaged"),
+        (DICTIONARY.content[:140], "is damaged"),
+        (DICTIONARY.content[:4] + bytes(300), "is damaged"),
+        (DICTIONARY.content + bytes(112 << 10), "over the limit of 114688"),
+    ],
+)
+def test_a_truncated_or_foreign_dictionary_is_refused_when_it_is_loaded(content: bytes, message: str) -> None:
+    bad = PlaneDictionary("median", content)
+    for make in (
+        lambda: PlaneEncoder((1, 4, 4), 8, coder="zstd-dict", dictionary=bad),
+        lambda: PlaneDecoder((1, 4, 4), 8, dictionary=bad),
+    ):
+        with pytest.raises(CodecError, match=message):
+            make()
+
+
+def test_a_dictionary_of_an_unknown_prediction_is_refused() -> None:
+    with pytest.raises(CodecError, match="for the predictor 'paeth'; upgrade this half"):
+        PlaneDecoder((1, 4, 4), 8, dictionary=PlaneDictionary("paeth", DICTIONARY.content))
+
+
+@pytest.mark.parametrize("predictor", ["none", "left", "up", "median"])
+def test_a_dictionary_serves_what_its_prediction_leaves(predictor: str) -> None:
+    planes = waves(2, 14, 5)
+    dictionary = PlaneDictionary(predictor, DICTIONARY.content)
+    made = PlaneEncoder(planes.shape, 5, coder="zstd-dict", dictionary=dictionary).encode(planes)
+    assert made.coder == "zstd-dict"
+    decoder = PlaneDecoder(planes.shape, 5, dictionary=dictionary)
+    np.testing.assert_array_equal(decoder.decode(made.coder_id, made.payload), planes)
+    over = PlaneEncoder(planes.shape, 8, coder="zstd-dict", dictionary=dictionary).encode(planes | 0xE0)
+    with pytest.raises(CodecError, match="over the limit of 31") if predictor == "none" else nullcontext():
+        assert decoder.decode(over.coder_id, over.payload).max() <= 31

@@ -9,10 +9,11 @@ import pytest
 from websockets.exceptions import ConnectionClosed
 
 from aecnn_deploy.bundle.reader import Bundle, open_bundle
-from aecnn_deploy.codec import CODERS, PlaneEncoder
+from aecnn_deploy.codec import CODERS, DELTA_CODERS, DeltaEncoder, PlaneEncoder
 from aecnn_deploy.wire import Kind, ResultReceived, Welcomed, pack
 from tests.bundles import Edge, make_bundle, serving
 from tests.edge_client import Client, planes_of
+from tests.planes import DICTIONARY
 
 CONNECTIONS = 150
 GROWTH_BYTES = 48 << 20
@@ -21,7 +22,7 @@ GROWTH_BYTES = 48 << 20
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     path = tmp_path_factory.mktemp("fuzz") / "bundle"
-    make_bundle(path)
+    make_bundle(path, dictionary=True)
     return open_bundle(path)
 
 
@@ -34,7 +35,12 @@ def damaged(rng: np.random.Generator, bundle: Bundle, request_id: int) -> bytes:
     """An INFER with a payload of some coder that was changed, sometimes with a header that was changed too."""
     spec = bundle.manifest.variants[0]
     smooth = planes_of(spec, int(rng.integers(0, 1000))) // 4
-    encoded = PlaneEncoder(spec.planes, spec.bits, coder=str(rng.choice(list(CODERS)))).encode(smooth)
+    coder_name = str(rng.choice([*CODERS, *DELTA_CODERS]))
+    if coder_name in CODERS:
+        encoded = PlaneEncoder(spec.planes, spec.bits, coder=coder_name, dictionary=DICTIONARY).encode(smooth)
+    else:  # to planes that the edge has, or has not, or never had
+        distance = int(rng.integers(1, 9))
+        encoded = DeltaEncoder(spec.planes, spec.bits, coder=coder_name).encode(smooth, smooth ^ 1, distance)
     payload = bytearray(encoded.payload)
     for _ in range(rng.integers(1, 6)):
         payload[int(rng.integers(0, len(payload)))] = int(rng.integers(0, 256))

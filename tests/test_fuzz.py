@@ -12,6 +12,8 @@ import textwrap
 
 import pytest
 
+from tests.planes import DICTIONARY
+
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits memory by RLIMIT_AS")
 
 COMMON = """
@@ -21,7 +23,7 @@ import sys
 
 import numpy as np
 
-from aecnn_deploy.codec import CODERS, PlaneDecoder, PlaneEncoder
+from aecnn_deploy.codec import CODERS, DELTA_CODERS, DeltaEncoder, PlaneDecoder, PlaneDictionary, PlaneEncoder
 from aecnn_deploy.errors import CodecError, WireError
 from aecnn_deploy.wire import (
     EdgeSession, Goodbye, Hello, HelloReceived, InferReceived, Kind, MessageReader, Result, Welcome, WireLimits,
@@ -70,14 +72,21 @@ shape, bits = (8, 28, 28), 4
 y, x = np.mgrid[0:28, 0:28]
 wave = 7.5 + 6 * np.sin(x / 4 + np.arange(8)[:, None, None]) * np.cos(y / 5)
 planes = (wave + rng.normal(0, 0.6, wave.shape)).clip(0, 15).astype(np.uint8)
+earlier = planes ^ (rng.random(shape) < 0.1)
+past = {3: earlier}.get
+dictionary = PlaneDictionary("median", bytes.fromhex(sys.argv[3]))
 samples = []
 for name in CODERS:
-    encoded = PlaneEncoder(shape, bits, coder=name).encode(planes)
+    encoded = PlaneEncoder(shape, bits, coder=name, dictionary=dictionary).encode(planes)
     samples.append((encoded.coder_id, encoded.payload))
+for name in DELTA_CODERS:
+    encoded = DeltaEncoder(shape, bits, coder=name).encode(planes, earlier, 3)
+    samples.append((encoded.coder_id, encoded.payload))
+assert len({coder_id for coder_id, _ in samples}) == 10
 payloads = [payload for _, payload in samples]
-decoder = PlaneDecoder(shape, bits)
+decoder = PlaneDecoder(shape, bits, dictionary=dictionary)
 for coder_id, payload in samples:
-    assert np.array_equal(decoder.decode(coder_id, payload), planes)
+    assert np.array_equal(decoder.decode(coder_id, payload, past), planes)
 limit_memory()
 done = refused = 0
 while done < target:
@@ -87,14 +96,14 @@ while done < target:
     data = mutated(payload, payloads)
     done += len(data)
     try:
-        decoded = decoder.decode(coder_id, data)
+        decoded = decoder.decode(coder_id, data, past)
     except CodecError as exc:
         refused += 1
         assert "\\n" not in str(exc) and len(str(exc)) < 600, exc
         continue
     assert decoded.shape == shape and decoded.dtype == np.uint8 and decoded.max() < 16
 for coder_id, payload in samples:
-    assert np.array_equal(decoder.decode(coder_id, payload), planes)
+    assert np.array_equal(decoder.decode(coder_id, payload, past), planes)
 print(json.dumps({"bytes": done, "refused": refused}))
 """
 
@@ -160,7 +169,7 @@ except WireError as exc:
 """
 
 
-def run(script: str, *arguments: int) -> dict[str, int]:
+def run(script: str, *arguments: int | str) -> dict[str, int]:
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(COMMON) + script, *map(str, arguments)],
         capture_output=True,
@@ -176,7 +185,7 @@ def run(script: str, *arguments: int) -> dict[str, int]:
 
 @pytest.mark.parametrize("seed", [1, 2])
 def test_damaged_payloads_are_refused_and_the_decoder_goes_on(seed: int) -> None:
-    result = run(DECODER, seed, 15_000_000)
+    result = run(DECODER, seed, 15_000_000, DICTIONARY.content.hex())
     assert result["bytes"] >= 15_000_000
     assert result["refused"] > 1000
 

@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from aecnn_deploy.codec import PlaneEncoder, coder_names
+from aecnn_deploy.codec import DeltaEncoder, PlaneEncoder, coder_names, delta_names
 from aecnn_deploy.wire import Kind, pack
 from tests.independent_decoder import BrokenRuleError, planes_of, read
+from tests.planes import DICTIONARY
 
 HERE = Path(__file__).parent
 DOCUMENT = (HERE.parent / "docs" / "wire-format.md").read_text()
@@ -47,10 +48,22 @@ def test_it_reads_every_vector_that_the_page_prints() -> None:
         ("infer-up-zstd", (1, 3, 4), "1 3 6 2 1 4 7 1 3 4 7 4"),
         ("infer-median-zstd", (1, 3, 4), "1 3 6 2 1 4 7 2 3 4 7 5"),
         ("infer-jpegls", (2, 3, 4), "0 1 2 3 1 2 3 4 2 3 4 5 " + "7 " * 11 + "6"),
+        ("infer-delta-zstd", (1, 2, 3), "0 1 2 3 3 6"),
+        ("infer-delta-jpegls", (2, 3, 4), "1 1 2 3 1 2 3 4 2 3 4 5 0" + " 7" * 10 + " 5"),
     ],
 )
 def test_it_decodes_the_planes_that_the_page_names(name: str, shape: tuple[int, int, int], planes: str) -> None:
-    assert np.array(planes_of(VECTORS[name], shape, 3)).ravel().tolist() == [int(value) for value in planes.split()]
+    earlier = {1: planes_of(VECTORS["infer-raw"], (1, 2, 3), 3), 7: planes_of(VECTORS["infer-jpegls"], (2, 3, 4), 3)}
+    found = planes_of(VECTORS[name], shape, 3, earlier)
+    assert np.array(found).ravel().tolist() == [int(value) for value in planes.split()]
+
+
+def test_it_decodes_the_vector_with_the_pages_dictionary() -> None:
+    (printed,) = re.findall(r"`tests/vectors/dictionary.hex`:\n\n```\n([0-9a-f\s]+)```\n", DOCUMENT)
+    row, column = np.mgrid[0:14, 0:14]
+    found = planes_of(VECTORS["infer-zstd-dict"], (1, 14, 14), 8, dictionary=("median", bytes.fromhex(printed)))
+    assert found == [(20 + 9 * row + 5 * column + (row * column) % 3).tolist()]
+    assert bytes.fromhex(printed) == DICTIONARY.content
 
 
 @pytest.mark.parametrize("bits", range(1, 9))
@@ -58,12 +71,22 @@ def test_it_decodes_what_this_implementation_sends(bits: int) -> None:
     y, x = np.mgrid[0:9, 0:7]
     wave = 0.5 + 0.5 * np.sin(x / 3 + np.arange(3)[:, None, None]) * np.cos(y / 4)
     planes = (wave * ((1 << bits) - 1)).astype(np.uint8)
+    dictionary = DICTIONARY.predictor, DICTIONARY.content
     for number, coder in enumerate(coder_names(), 1):
-        encoded = PlaneEncoder(planes.shape, bits, coder=coder).encode(planes)
+        encoded = PlaneEncoder(planes.shape, bits, coder=coder, dictionary=DICTIONARY).encode(planes)
         message = pack(
             Kind.INFER, encoded.payload, request_id=number, coder=encoded.coder_id, raw_bytes=encoded.raw_bytes
         )
-        assert planes_of(message, (3, 9, 7), bits) == planes.tolist(), coder
+        assert planes_of(message, (3, 9, 7), bits, dictionary=dictionary) == planes.tolist(), coder
+    now = planes.copy()
+    now[1, 3:5] ^= 1
+    for coder in delta_names():
+        encoded = DeltaEncoder(planes.shape, bits, coder=coder).encode(now, planes, 2)
+        assert encoded.coder == coder
+        message = pack(Kind.INFER, encoded.payload, request_id=9, coder=encoded.coder_id, raw_bytes=encoded.raw_bytes)
+        assert planes_of(message, (3, 9, 7), bits, {7: planes.tolist()}) == now.tolist(), coder
+        with pytest.raises(BrokenRuleError, match="a reference that is kept"):
+            planes_of(message, (3, 9, 7), bits, {8: planes.tolist()})
 
 
 def test_it_refuses_a_vector_with_any_byte_of_its_header_changed() -> None:

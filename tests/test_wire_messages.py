@@ -176,7 +176,7 @@ def test_codes_are_the_documented_strings() -> None:
         "bundle-mismatch", "wire-version", "no-common-coder", "unauthorized", "overloaded", "draining", "protocol",
     ]  # fmt: skip
     assert [*FailureCode] == [
-        "bad-payload", "unknown-variant", "deadline", "overloaded", "draining", "internal",
+        "bad-payload", "no-reference", "unknown-variant", "deadline", "overloaded", "draining", "internal",
     ]  # fmt: skip
 
 

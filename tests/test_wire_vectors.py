@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from aecnn_deploy.codec import CODERS, PlaneDecoder
+from aecnn_deploy.codec import CODERS, DELTA_CODERS, PlaneDecoder
 from aecnn_deploy.wire import (
     DEVICE_TABLE,
     EDGE_TABLE,
@@ -26,6 +26,7 @@ from aecnn_deploy.wire import (
     encode_control,
     pack,
 )
+from tests.planes import DICTIONARY
 
 VECTORS = Path(__file__).parent / "vectors" / "wire1"
 DOCUMENT = (Path(__file__).parents[1] / "docs" / "wire-format.md").read_text()
@@ -44,10 +45,20 @@ CONTROL = {
         0,
         Welcome(1, BUNDLE, VARIANTS, CODER_NAMES, 4, 8388608, 8388608, "onnxruntime", SOFTWARE),
     ),
+    "welcome-references": (
+        Kind.WELCOME,
+        0,
+        Welcome(1, BUNDLE, VARIANTS, [*CODER_NAMES, "delta-zstd"], 4, 8388608, 8388608, "onnxruntime", SOFTWARE, 5),
+    ),
     "refused": (Kind.REFUSED, 0, Refused(RefusalCode.BUNDLE_MISMATCH, "this edge serves bundle 3f3f3f3f3f3f")),
     "result": (Kind.RESULT, 1, Result([(281, 0.75), (282, 0.125)], 0.25, 0.5, 12.5, 13.5, 2, VARIANTS[1])),
     "failed": (Kind.FAILED, 2, Failed(FailureCode.BAD_PAYLOAD, TOO_LONG)),
     "failed-retry": (Kind.FAILED, 3, Failed(FailureCode.OVERLOADED, "64 requests wait", 0.5)),
+    "failed-reference": (
+        Kind.FAILED,
+        11,
+        Failed(FailureCode.NO_REFERENCE, "no planes are kept of the request 9 before this one"),
+    ),
     "goodbye": (Kind.GOODBYE, 0, Goodbye("the edge is stopping")),
 }
 
@@ -64,6 +75,12 @@ INFER = {
     "infer-up-zstd": (RESIDUALS, 5, 0, 4, 0, 12),
     "infer-median-zstd": (RESIDUALS, 6, 0, 5, 0, 12),
     "infer-jpegls": (bytes.fromhex("bf4a5e01b5f2"), 7, 1, 6, 0, 24),
+    "infer-zstd-dict": (
+        bytes.fromhex("28b52ffd20c4e50000b30002cc7b92713132b04605fc8b5615b0c483a583d473a764476104"),
+        *(8, 0, 7, 0, 196),
+    ),
+    "infer-delta-zstd": (bytes.fromhex("08 28b52ffd 20 06 310000 000000000701"), 9, 1, 8, 0, 6),
+    "infer-delta-jpegls": (bytes.fromhex("0312f57e55af20"), 10, 1, 9, 0, 24),
     "infer-extremes": (b"\xff", 2**64 - 1, 2**16 - 1, 255, 2**32 - 1, 8 << 20),
 }
 
@@ -112,13 +129,19 @@ def test_infer_messages_are_the_golden_bytes(name: str) -> None:
         ("infer-up-zstd", [[[1, 3, 6, 2], [1, 4, 7, 1], [3, 4, 7, 4]]]),
         ("infer-median-zstd", [[[1, 3, 6, 2], [1, 4, 7, 2], [3, 4, 7, 5]]]),
         ("infer-jpegls", SLOPE_AND_FLAT),
+        ("infer-zstd-dict", [[[20 + 9 * r + 5 * c + (r * c) % 3 for c in range(14)] for r in range(14)]]),
+        ("infer-delta-zstd", [[[0, 1, 2], [3, 3, 6]]]),
+        ("infer-delta-jpegls", [[[1, 1, 2, 3], *SLOPE_AND_FLAT[0][1:]], [[0, 7, 7, 7], [7] * 4, [7, 7, 7, 5]]]),
     ],
 )
 def test_payloads_of_the_vectors_decode_to_their_planes(name: str, planes: np.ndarray) -> None:
     payload, _, _, coder, _, raw_bytes = INFER[name]
     planes = np.asarray(planes, np.uint8)
     assert raw_bytes == planes.size
-    np.testing.assert_array_equal(PlaneDecoder(planes.shape, 3).decode(coder, payload), planes)
+    bits = 8 if name == "infer-zstd-dict" else 3
+    earlier = {8: np.arange(6, dtype=np.uint8).reshape(1, 2, 3), 3: np.asarray(SLOPE_AND_FLAT, np.uint8)}
+    decoder = PlaneDecoder(planes.shape, bits, dictionary=DICTIONARY)
+    np.testing.assert_array_equal(decoder.decode(coder, payload, earlier.get), planes)
 
 
 @pytest.mark.parametrize("name", sorted(CONTROL.keys() | INFER.keys()))
@@ -153,8 +176,11 @@ def test_the_document_names_every_key_code_and_coder() -> None:
     keys = {key for _, _, control in CONTROL.values() for key in control.__struct_fields__}
     for word in [*keys, *RefusalCode, *FailureCode]:
         assert f"| `{word}`" in DOCUMENT or f", `{word}` |" in DOCUMENT, word
-    for coder in CODERS.values():
-        assert f"| {coder.wire_id} | `{coder.name}` |" in DOCUMENT
+    ids = {name: coder.wire_id for name, coder in CODERS.items()}
+    ids |= {name: coder.wire_id for name, coder in DELTA_CODERS.items()}
+    assert sorted(ids.values()) == list(range(10))
+    for name, wire_id in ids.items():
+        assert f"| {wire_id} | `{name}` |" in DOCUMENT
     defaults = WireLimits()
     for name in ("max_payload_bytes", "max_raw_bytes", "max_control_bytes"):
         assert f"| `{name}` | {getattr(defaults, name):,} |" in DOCUMENT

@@ -35,6 +35,13 @@ class EngineSpec(msgspec.Struct, frozen=True):
     batch: tuple[int, int, int]  # minimum, optimum, maximum of the optimisation profile
 
 
+class CodingSpec(msgspec.Struct, frozen=True):
+    """What calibration found best for a variant's planes."""
+
+    predictor: str | None = None  # whose residuals zstd makes the smallest; None: not measured
+    dictionary: str | None = None  # file of a zstd dictionary of what the predictor leaves; None: it saves nothing
+
+
 class VariantSpec(msgspec.Struct, frozen=True):
     """One way to split the backbone: split point, ratio, bits."""
 
@@ -51,6 +58,7 @@ class VariantSpec(msgspec.Struct, frozen=True):
     engines: dict[str, EngineSpec] = {}
     accuracy: float | None = None  # top-1 against labels
     agreement: float | None = None  # top-1 agreement with the unsplit model
+    coding: CodingSpec | None = None  # None: never calibrated
 
     @property
     def plane_bytes(self) -> int:

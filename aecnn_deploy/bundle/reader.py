@@ -128,6 +128,8 @@ def _check_files(path: Path, manifest: Manifest) -> None:
     used = {manifest.full}
     for spec in manifest.variants:
         used |= {spec.head, *spec.tails.values(), *(engine.file for engine in spec.engines.values())}
+        if spec.coding and spec.coding.dictionary:
+            used.add(spec.coding.dictionary)
     for name in sorted(used - manifest.files.keys()):
         raise NotABundleError(path, f"{MANIFEST} uses {name!r}, which its file list lacks")
 

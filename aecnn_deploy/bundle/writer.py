@@ -69,6 +69,13 @@ class BundleWriter:
         target.parent.mkdir(parents=True, exist_ok=True)
         return target
 
+    def copy(self, file: Path, name: str) -> None:
+        """Put a copy of ``file`` into the bundle as ``name``. Raises BundleError: it cannot be read or written."""
+        try:
+            shutil.copyfile(file, self.path(name))
+        except OSError as exc:
+            raise BundleError(f"cannot copy {file} to {self.out}: {exc.strerror or exc}") from None
+
     def commit(
         self,
         *,

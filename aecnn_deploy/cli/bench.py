@@ -1,14 +1,14 @@
 """``aecnn-deploy bench``: measure parts of the system on this machine."""
 
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from aecnn_deploy.cli.bundle_argument import open_named
-from aecnn_deploy.cli.console import print_json, say
+from aecnn_deploy.cli.console import print_json
+from aecnn_deploy.cli.photographs import head_planes, read_frames
 from aecnn_deploy.errors import SettingsError, SourceError
 
 if TYPE_CHECKING:
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from aecnn_deploy.bundle.reader import Bundle
+    from aecnn_deploy.codec import PlaneDictionary
 
 EXAMPLE = "Example: aecnn-deploy bench codec zoo:caltech101-lite0 --images photos/"
 _MOST_PLANES = 1 << 30  # bytes of a file of planes
@@ -35,6 +36,7 @@ class _Source:
     name: str
     planes: "npt.NDArray[np.uint8]"
     bits: int
+    dictionary: "PlaneDictionary | None" = None
 
 
 @bench.command("codec", epilog=EXAMPLE)
@@ -68,7 +70,7 @@ def codec(
     rows: list[dict[str, Any]] = []
     for source in sources:
         shape = list(source.planes.shape[1:])
-        for figures in measure_coders(source.planes, source.bits):
+        for figures in measure_coders(source.planes, source.bits, dictionary=source.dictionary):
             rows.append(
                 {
                     "source": source.name,
@@ -111,29 +113,13 @@ def _read_planes(path: Path, bits: int, limit: int) -> _Source:
 
 def _run_heads(bundle: "Bundle", images: Path, limit: int) -> list[_Source]:
     """The planes of every variant's head for the photographs that decode."""
-    from itertools import islice
+    from aecnn_deploy.runtimes.plane_memory import plane_dictionary
 
-    import numpy as np
-
-    from aecnn_deploy.errors import ImageError
-    from aecnn_deploy.runtimes.frames import read_frame
-    from aecnn_deploy.runtimes.onnxruntime_runner import OnnxRuntimeRunner
-    from aecnn_deploy.runtimes.sources import open_source
-
-    frames = []
-    for image in islice(open_source(str(images), BytesIO()), limit):
-        try:
-            frames.append(read_frame(image.content, bundle.manifest.input, name=image.name))
-        except ImageError as exc:
-            say(f"skipped: {exc}")
-    if not frames:
-        raise SourceError(f"no photograph of {images} decodes")
-    sources = []
-    for variant in bundle.manifest.variants:
-        with OnnxRuntimeRunner(bundle.file(variant.head)) as head:
-            found = np.concatenate([head.infer(frame[None]) for frame in frames])
-        sources.append(_Source(variant.id, found, variant.bits))
-    return sources
+    frames = read_frames(images, bundle.manifest.input, limit)
+    return [
+        _Source(variant.id, head_planes(bundle, variant, frames), variant.bits, plane_dictionary(bundle, variant))
+        for variant in bundle.manifest.variants
+    ]
 
 
 def _print_table(rows: list[dict[str, Any]]) -> None:

@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING, Annotated, Any
 
+import msgspec
 import typer
 
 from aecnn_deploy.cli.bundle_argument import BundleArgument, open_named
@@ -10,6 +11,7 @@ from aecnn_deploy.cli.console import print_json
 if TYPE_CHECKING:
     from aecnn_deploy.bundle.reader import Bundle
 
+_NAME = 28  # columns
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
 
@@ -35,15 +37,24 @@ def show(bundle: BundleArgument, as_json: JsonOption = False) -> None:
     typer.echo(f"backbone  {manifest.backbone}, {len(manifest.labels)} labels")
     typer.echo(f"input     {spec.width}x{spec.height} RGB, short side resized to {spec.resize_short}, centre crop")
     typer.echo(f"files     {len(manifest.files)}, {sum(entry.bytes for entry in manifest.files.values()) / 1e6:.1f} MB")
-    typer.echo(f"{'variant':<28} {'planes':>12} {'bits':>4} {'head MAC':>9} {'of full':>7} {'agree':>6} {'top-1':>6}")
+    typer.echo(
+        f"{'variant':<{_NAME}} {'planes':>12} {'bits':>4} {'head MAC':>9} {'of full':>7} {'agree':>6} {'top-1':>6}"
+    )
     for variant in manifest.variants:
         planes = "x".join(map(str, variant.planes))
         share = variant.head_macs / variant.full_macs if variant.full_macs else 0.0
+        name = variant.id
+        if len(name) > _NAME:  # on a line of its own: the columns stay, and all fits 80 of them
+            typer.echo(name)
+            name = ""
         typer.echo(
-            f"{variant.id:<28} {planes:>12} {variant.bits:>4} {variant.head_macs / 1e6:>8.1f}M {share:>7.1%} "
+            f"{name:<{_NAME}} {planes:>12} {variant.bits:>4} {variant.head_macs / 1e6:>8.1f}M {share:>7.1%} "
             f"{_share(variant.agreement):>6} {_share(variant.accuracy):>6}"
         )
         typer.echo(f"  tails   {', '.join(sorted(variant.tails.keys() | variant.engines.keys()))}")
+        if coding := variant.coding:
+            with_one = " and a dictionary" if coding.dictionary else ""
+            typer.echo(f"  coding  calibrated: prediction {coding.predictor}{with_one}")
 
 
 def verify(bundle: BundleArgument, as_json: JsonOption = False) -> None:
@@ -85,6 +96,7 @@ def _document(bundle: "Bundle") -> dict[str, Any]:
                 "tails": variant.tails | {target: engine.file for target, engine in variant.engines.items()},
                 "accuracy": variant.accuracy,
                 "agreement": variant.agreement,
+                "coding": msgspec.to_builtins(variant.coding),
             }
             for variant in manifest.variants
         ],

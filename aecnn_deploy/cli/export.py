@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from aecnn_deploy.cli.console import print_json
+from aecnn_deploy.cli.photographs import read_frames
 from aecnn_deploy.cli.stages import StageBars
 from aecnn_deploy.errors import SettingsError
 from aecnn_deploy.optional import require
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from aecnn_deploy.exporters.engines import EngineRequest
 
 EXAMPLE = "Example: aecnn-deploy export run --out bundle --engine tensorrt-rtx --sm 75 --sm 86"
+
+_MOST_IMAGES = 400
 
 
 def register(app: typer.Typer) -> None:
@@ -40,6 +43,10 @@ def export(
     compact: Annotated[
         bool, typer.Option("--compact", help="Round weights to bfloat16's precision: archives shrink by half.")
     ] = False,
+    images: Annotated[
+        Path | None,
+        typer.Option(help="Photographs to choose the planes' coding with, best 200. Default: the run's few."),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a bundle that stands at --out.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
@@ -55,14 +62,17 @@ def export(
     from aecnn_deploy.models.run import load_run
 
     start_s = time.perf_counter()
+    trained = load_run(run)
+    frames = read_frames(images, trained.input, _MOST_IMAGES) if images else None
     with StageBars() as bars:
         manifest = export_run(
-            load_run(run),
+            trained,
             out,
             engine=request,
             variants=variant or None,
             replace=force,
             compact=compact,
+            calibration_frames=frames,
             progress=bars,
         )
     seconds = time.perf_counter() - start_s

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from aecnn_deploy import __version__
-from aecnn_deploy.cli import bench, bundle, demo, doctor, export, report, run_device, serve_edge, train
+from aecnn_deploy.cli import bench, bundle, calibrate, demo, doctor, export, report, run_device, serve_edge, train
 from aecnn_deploy.cli.console import say
 from aecnn_deploy.errors import AecnnError, SettingsError
 
@@ -19,7 +19,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-for command in (train, report, export, bundle, serve_edge, run_device, bench, demo, doctor):
+for command in (train, report, export, calibrate, bundle, serve_edge, run_device, bench, demo, doctor):
     command.register(app)
 
 

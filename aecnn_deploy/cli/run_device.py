@@ -33,8 +33,10 @@ def run_device(
     spinning: Annotated[
         bool, typer.Option("--spinning/--no-spinning", help="Let idle ONNX Runtime threads burn their core.")
     ] = False,
-    coder: Annotated[str, typer.Option(help="How the planes are coded; auto: the fastest on this link.")] = "zstd",
-    explain: Annotated[bool, typer.Option("--explain", help="With --coder auto: say at the end how it chose.")] = False,
+    coder: Annotated[
+        str, typer.Option(help="How the planes are coded: smallest, auto (the fastest on this link), or a coder.")
+    ] = "smallest",
+    explain: Annotated[bool, typer.Option("--explain", help="Say at the end how coders were chosen.")] = False,
     zstd_level: Annotated[int, typer.Option(help="zstd level of the planes, 1 to 22.")] = 3,
     deadline_ms: Annotated[float | None, typer.Option(help="Milliseconds for each image, from file to label.")] = None,
     timeout_s: Annotated[float, typer.Option(help="Seconds to wait for the edge, each time.")] = 10.0,
@@ -78,13 +80,14 @@ def run_device(
 
 
 def _explain(choice: "dict[str, Any] | None") -> None:
-    """The link's rate and every coder's expected cost, the cheapest first."""
+    """The link's rate and every coder's expected cost, the best first."""
     if choice is None:
-        _print("the coder was fixed; --coder auto chooses one for each frame")
+        _print("the coder was fixed; --coder auto chooses the fastest for each frame, smallest the fewest bytes")
         return
     link, coders = choice["link"], choice["coders"]
     rate = f"{link['megabits_per_s']:,.3g} Mbit/s" if link["megabits_per_s"] else "too fast to measure"
-    _print(f"link: {rate}, {link['fixed_ms'] or 0:.2f} ms there and back, from {link['frames']} frames")
+    trip = f", {link['fixed_ms']:.2f} ms there and back" if link["fixed_ms"] is not None else ""
+    _print(f"link: {rate}{trip}, from {link['frames']} frames")
     _print(f"{'coder':<12} {'bytes':>8} {'encode':>8} {'send':>9} {'decode':>8} {'together, ms':>13}")
     for row in coders:
         _print(
@@ -92,7 +95,8 @@ def _explain(choice: "dict[str, Any] | None") -> None:
             f"{row['decode_ms']:8.3f} {row['total_ms']:13.3f}"
         )
     if coders:
-        _print(f"{coders[0]['coder']} is expected to be done first")
+        end = "done first" if choice["objective"] == "time" else "the smallest"
+        _print(f"{coders[0]['coder']} is expected to be {end}")
 
 
 class _Table:

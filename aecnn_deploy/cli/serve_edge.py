@@ -32,6 +32,9 @@ def serve_edge(
         bool, typer.Option("--spinning/--no-spinning", help="Let idle ONNX Runtime threads burn their core.")
     ] = False,
     max_in_flight: Annotated[int, typer.Option(help="Requests of all devices that may wait for an answer.")] = 64,
+    reference_bytes: Annotated[
+        int, typer.Option(help="Bytes of a device's last planes that are kept for differences; 0: none.")
+    ] = 1 << 19,
     drain_s: Annotated[float, typer.Option(help="Seconds that requests in flight get after Ctrl-C.")] = 10.0,
     as_json: Annotated[bool, typer.Option("--json", help="Say that it is ready as one JSON line on stdout.")] = False,
 ) -> None:
@@ -56,6 +59,7 @@ def serve_edge(
         port=port,
         runner=RunnerOptions(runner, threads, spinning),
         max_in_flight=max_in_flight,
+        max_reference_bytes=reference_bytes,
         drain_s=drain_s,
     )
     _log_to_stderr()

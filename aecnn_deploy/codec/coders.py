@@ -12,9 +12,9 @@ import numpy as np
 
 from aecnn_deploy.codec import packing
 from aecnn_deploy.codec.jpegls import has_jpegls, jpegls_decoder, jpegls_encoder
-from aecnn_deploy.codec.layout import Payload, PlaneLayout, Planes
-from aecnn_deploy.codec.prediction import PREDICTORS, residuals, restore
-from aecnn_deploy.codec.zstd import zstd_decoder, zstd_encoder
+from aecnn_deploy.codec.layout import Payload, PlaneDictionary, PlaneLayout, Planes
+from aecnn_deploy.codec.prediction import NO_PREDICTOR, PREDICTORS, residuals, restore
+from aecnn_deploy.codec.zstd import dictionary_decoder, dictionary_encoder, zstd_decoder, zstd_encoder
 from aecnn_deploy.errors import CodecError, PayloadSizeError
 
 Encode = Callable[[Planes], bytes | None]
@@ -81,6 +81,26 @@ def _predicted(predictor: str, wire_id: int) -> Coder:
     return Coder(f"{predictor}-zstd", wire_id, make_encode, make_decode)
 
 
+def _dictionary_of(layout: PlaneLayout) -> PlaneDictionary:
+    if layout.dictionary is None:
+        raise CodecError("the bundle has no dictionary for these planes; choose another coder")
+    if layout.dictionary.predictor not in (NO_PREDICTOR, *PREDICTORS):
+        raise CodecError(f"the dictionary is for the predictor {layout.dictionary.predictor!r}; upgrade this half")
+    return layout.dictionary
+
+
+def _dictionary_encode(layout: PlaneLayout, level: int) -> Encode:
+    dictionary = _dictionary_of(layout)
+    frame = dictionary_encoder(level, dictionary)
+    return lambda planes: frame(residuals(layout, planes, dictionary.predictor))
+
+
+def _dictionary_decode(layout: PlaneLayout) -> Decode:
+    dictionary = _dictionary_of(layout)
+    frame = dictionary_decoder(layout, dictionary)
+    return lambda payload: restore(layout, frame(payload), dictionary.predictor)
+
+
 def _jpegls_encode(layout: PlaneLayout, level: int) -> Encode:
     return jpegls_encoder(layout)
 
@@ -94,14 +114,14 @@ _ALL = (
     _predicted("up", 4),
     _predicted("median", 5),
     Coder("jpegls", 6, _jpegls_encode, jpegls_decoder, has_jpegls),
+    Coder("zstd-dict", 7, _dictionary_encode, _dictionary_decode),
 )
 
 CODERS: Mapping[str, Coder] = MappingProxyType({coder.name: coder for coder in _ALL})
-_BY_ID: Mapping[int, Coder] = MappingProxyType({coder.wire_id: coder for coder in _ALL})
 
 
 def coder_names() -> tuple[str, ...]:
-    """The names of the coders that this installation has, in the order of their wire ids."""
+    """The names of the coders of single frames that this installation has, in the order of their wire ids."""
     return tuple(name for name, coder in CODERS.items() if coder.is_installed())
 
 
@@ -111,12 +131,3 @@ def coder_by_name(name: str) -> Coder:
         return CODERS[name]
     except KeyError:
         raise CodecError(f"unknown coder {name!r}; choose one of {', '.join(CODERS)}") from None
-
-
-def coder_by_id(wire_id: int) -> Coder:
-    """The coder of a message header. Raises CodecError: there is none, with the ids of those that are."""
-    try:
-        return _BY_ID[wire_id]
-    except KeyError:
-        known = ", ".join(f"{coder.wire_id} ({coder.name})" for coder in CODERS.values())
-        raise CodecError(f"unknown coder id {wire_id}; this version knows {known}; upgrade the older half") from None

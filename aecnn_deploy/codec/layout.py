@@ -1,6 +1,6 @@
 """What both halves know of the planes of one variant."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -12,14 +12,23 @@ Payload = bytes | memoryview
 
 
 @dataclass(frozen=True, slots=True)
+class PlaneDictionary:
+    """A zstd dictionary that a bundle holds for one variant: of what ``predictor`` leaves of its planes."""
+
+    predictor: str
+    content: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
 class PlaneLayout:
-    """``shape`` (C, H, W) of the planes and ``bits`` of each value.
+    """``shape`` (C, H, W) of the planes, ``bits`` of each value, and the bundle's dictionary for them, if it has one.
 
     A value takes one byte before coding, whatever its bits. Raises CodecError: a side below 1, bits not in 1..8.
     """
 
     shape: tuple[int, int, int]
     bits: int
+    dictionary: PlaneDictionary | None = None
 
     def __post_init__(self) -> None:
         if len(self.shape) != 3 or min(self.shape) < 1:

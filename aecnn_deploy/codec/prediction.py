@@ -85,6 +85,7 @@ def _median_restore(residuals: Planes, mask: int) -> Planes:
     return flat.reshape(channels, height + 1, stride)[:, 1:, 1:].astype(np.uint8)
 
 
+NO_PREDICTOR = "none"
 PREDICTORS: Mapping[str, Predictor] = MappingProxyType(
     {
         "left": Predictor(_left_residuals, _left_restore),
@@ -95,10 +96,14 @@ PREDICTORS: Mapping[str, Predictor] = MappingProxyType(
 
 
 def residuals(layout: PlaneLayout, planes: Planes, predictor: str) -> Planes:
-    """What ``predictor`` leaves of the planes (C, H, W)."""
+    """What ``predictor`` leaves of the planes (C, H, W); all of them for "none"."""
+    if predictor == NO_PREDICTOR:
+        return planes
     return PREDICTORS[predictor].residuals(planes, layout.mask)
 
 
 def restore(layout: PlaneLayout, left_over: Planes, predictor: str) -> Planes:
-    """The planes again; residuals over the bits' limit give values within it."""
+    """The planes again; residuals over the bits' limit give values within it, but for "none"."""
+    if predictor == NO_PREDICTOR:
+        return left_over
     return PREDICTORS[predictor].restore(left_over, layout.mask)

@@ -36,6 +36,7 @@ class FailureCode(StrEnum):
     """Why an edge gives no result for one request; the session goes on."""
 
     BAD_PAYLOAD = "bad-payload"
+    NO_REFERENCE = "no-reference"
     UNKNOWN_VARIANT = "unknown-variant"
     DEADLINE = "deadline"
     OVERLOADED = "overloaded"
@@ -53,7 +54,7 @@ class Hello(msgspec.Struct, frozen=True):
     software: Text
 
 
-class Welcome(msgspec.Struct, frozen=True):
+class Welcome(msgspec.Struct, frozen=True, omit_defaults=True):
     """The edge's consent: what this session may use, and how much of it."""
 
     wire_version: Count
@@ -65,6 +66,7 @@ class Welcome(msgspec.Struct, frozen=True):
     max_raw_bytes: Size
     runner: Text
     software: Text
+    references: Count = 0  # newest answered requests of each variant whose planes the edge keeps, for differences
 
 
 class Refused(msgspec.Struct, frozen=True):

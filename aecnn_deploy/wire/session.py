@@ -207,6 +207,11 @@ class DeviceSession(_Session[DeviceEvent]):
         self.welcome: Welcome | None = None
         self._last_request_id = 0
 
+    @property
+    def next_request_id(self) -> int:
+        """The id that the next ``infer`` gives."""
+        return self._last_request_id + 1
+
     def start(self) -> bytes:
         """HELLO."""
         return self._say(Kind.HELLO, self.hello)
@@ -237,7 +242,7 @@ class DeviceSession(_Session[DeviceEvent]):
         ):
             if size > limit:
                 raise PayloadTooBigError(size, limit)
-        request_id = self._last_request_id + 1
+        request_id = self.next_request_id
         data = pack(
             Kind.INFER,
             payload,

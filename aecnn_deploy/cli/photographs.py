@@ -1,0 +1,48 @@
+"""Photographs that a command measures or calibrates with, as a device would see them."""
+
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from aecnn_deploy.cli.console import say
+from aecnn_deploy.errors import SourceError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from aecnn_deploy.bundle.manifest import InputSpec, VariantSpec
+    from aecnn_deploy.bundle.reader import Bundle
+
+
+def read_frames(images: Path, spec: "InputSpec", limit: int) -> "npt.NDArray[np.uint8]":
+    """At most ``limit`` photographs of a folder or file, evenly chosen, uint8 (N, H, W, 3).
+
+    One that does not decode is named and left out. Raises SourceError: none decodes.
+    """
+    import numpy as np
+
+    from aecnn_deploy.errors import ImageError
+    from aecnn_deploy.runtimes.frames import read_frame
+    from aecnn_deploy.runtimes.sources import open_source
+
+    found, frames = list(open_source(str(images), BytesIO())), []
+    count = min(limit, len(found))
+    for image in (found[index * len(found) // count] for index in range(count)):
+        try:
+            frames.append(read_frame(image.content, spec, name=image.name))
+        except ImageError as exc:
+            say(f"skipped: {exc}")
+    if not frames:
+        raise SourceError(f"no photograph of {images} decodes")
+    return np.stack(frames)
+
+
+def head_planes(bundle: "Bundle", variant: "VariantSpec", frames: "npt.NDArray[np.uint8]") -> "npt.NDArray[np.uint8]":
+    """The planes that the variant's head makes of ``frames``, uint8 (N, C', h, w). Raises RunnerError."""
+    import numpy as np
+
+    from aecnn_deploy.runtimes.onnxruntime_runner import OnnxRuntimeRunner
+
+    with OnnxRuntimeRunner(bundle.file(variant.head)) as head:
+        return np.concatenate([head.infer(frame[None]) for frame in frames])
