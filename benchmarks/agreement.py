@@ -124,7 +124,7 @@ def _truth(files: list[Path], labels: tuple[str, ...]) -> list[set[int]]:
 
 
 def _device(bundle: Path, url: str, variant: str, source: Path) -> dict[str, Any]:
-    command = [*COMMAND, "run-device", str(bundle), "--edge", url, "--source", str(source)]
+    command = [*COMMAND, "run-device", str(bundle), "--edge", url, "--source", str(source), "--coder", "zstd"]
     done = subprocess.run([*command, "--variant", variant, "--json"], check=True, stdout=subprocess.PIPE)
     document: dict[str, Any] = json.loads(done.stdout)
     return document

@@ -26,7 +26,9 @@ from aecnn_deploy.errors import CodecError
 
 _EVERY = 64  # frames; one of so many is coded by all coders, to see how they do now
 _DELTA_EVERY = 8  # frames; the same for differences: how alike frames are can change at once
+_EARLY = frozenset({2, 5, 11, 23})  # and these: one frame says little
 _NEW = 0.25  # weight of a new measurement against the mean of those before
+_LEAST = 0.1  # the same for the share of bytes, once there are ten
 _WINDOW = 32  # frames that the rate is measured over
 _GUESS = 0.0008  # ms a byte before anything was measured: 10 Mbit/s
 
@@ -92,16 +94,24 @@ class LinkRate:
 
 @dataclass(slots=True)
 class _Known:
-    """Means of one coder's figures, newer ones count more."""
+    """Means of one coder's figures. ``share``: its bytes, of what all coders of single frames take in the mean.
 
-    bytes: float
+    Frames differ more than coders do: only bytes of the same frame are compared.
+    """
+
+    share: float
     encode_ms: float
     decode_ms: float
     used: bool = False  # since all coders were last measured
+    count: int = 1  # frames that the share stands on
 
-    def seen(self, encoded: EncodedPlanes, encode_ms: float) -> None:
-        """One more frame."""
-        self.bytes += _NEW * (len(encoded.payload) - self.bytes)
+    def compared(self, share: float) -> None:
+        """One more frame was coded by this coder and others."""
+        self.count += 1
+        self.share += max(1 / self.count, _LEAST) * (share - self.share)
+
+    def took(self, encode_ms: float) -> None:
+        """One more frame was coded."""
         self.encode_ms += _NEW * (encode_ms - self.encode_ms)
 
 
@@ -113,9 +123,9 @@ class CoderChoice:
     for the payload alone. Differences are made only where there is a ``Reference``, and where one turns out larger than
     its base's frames usually are (the camera turned, the light went on), the smaller of both is sent.
 
-    The first frame, and then one of 64, is coded and decoded by all of them (by those of differences one of 8); in
-    between, the chosen coder's figures follow its frames. Decoding counts with this machine's time at first, then more
-    and more with the edge's own. One coder alone is not measured.
+    The first frame, four more of the next 32, and then one of 64, is coded and decoded by all of them (by those of
+    differences one of 8); in between, the chosen coder's figures follow its frames. Decoding counts with this machine's
+    time at first, then more and more with the edge's own. One coder alone is not measured.
     """
 
     def __init__(
@@ -150,6 +160,7 @@ class CoderChoice:
             raise CodecError(f"none of the coders {', '.join(coders)} takes planes of {shape}: {reason}")
         self._decoder = PlaneDecoder(shape, bits, dictionary=dictionary)
         self._known: dict[str, _Known] = {}
+        self._mean_bytes = 0.0  # of all coders of single frames, for frames as they are now
         self._frames, self._delta_frames = 0, 0
 
     def encode(
@@ -165,7 +176,7 @@ class CoderChoice:
         encoded = measured[name] if name in measured else self._seen(name, planes, reference)
         if name in self._deltas_by:
             base = self._deltas_by[name].coder.base
-            if len(encoded.payload) > self._known[base].bytes:
+            if len(encoded.payload) > self._bytes(base):
                 alone = measured[base] if base in measured else self._seen(base, planes, None)
                 if len(alone.payload) < len(encoded.payload):
                     name, encoded = base, alone
@@ -180,22 +191,45 @@ class CoderChoice:
     def costs(self, ms_per_byte: float) -> tuple[CoderCost, ...]:
         """All coders that were measured, the best by the objective first; empty before the first frame."""
         costs = (
-            CoderCost(name, known.bytes, known.encode_ms, known.bytes * ms_per_byte, known.decode_ms)
+            CoderCost(name, self._bytes(name), known.encode_ms, self._bytes(name) * ms_per_byte, known.decode_ms)
             for name, known in self._known.items()
         )
         return tuple(sorted(costs, key=lambda cost: cost.total_ms if self.objective == "time" else cost.bytes))
 
+    def _bytes(self, name: str) -> float:
+        """What a frame is expected to take."""
+        raw_bytes = self._decoder.layout.raw_bytes  # no coder sends more
+        return float(raw_bytes) if name == "raw" else min(self._known[name].share * self._mean_bytes, raw_bytes)
+
     def _measure(self, planes: npt.NDArray[np.uint8], reference: Reference | None) -> dict[str, EncodedPlanes]:
         """The frame by every coder whose turn it is to be measured."""
-        names: list[str] = []
-        if self._frames % _EVERY == 0:
-            names += self._frames_by
+        made: dict[str, EncodedPlanes] = {}
+        mean_bytes = 0.0  # of this frame
+        if self._frames % _EVERY == 0 or self._frames in _EARLY:
+            made = {name: self._measured(name, planes, None) for name in self._frames_by}
+            mean_bytes = float(np.mean([len(encoded.payload) for encoded in made.values()]))
+            self._follow(mean_bytes)
+        self._frames += 1
         if reference:
             if self._delta_frames % _DELTA_EVERY == 0:
-                names += self._deltas_by
+                for name, delta in self._deltas_by.items():
+                    base = delta.coder.base
+                    if base not in made:
+                        made[base] = self._seen(base, planes, None)
+                    mean_bytes = mean_bytes or len(made[base].payload) / self._known[base].share
+                    made[name] = self._measured(name, planes, reference)
             self._delta_frames += 1
-        self._frames += 1
-        return {name: self._measured(name, planes, reference) for name in names}
+        for name, encoded in made.items():
+            share = len(encoded.payload) / mean_bytes
+            known = self._known[name]
+            if known.count:
+                known.compared(share)
+            else:
+                known.share, known.count = share, 1
+        return made
+
+    def _follow(self, mean_bytes: float) -> None:
+        self._mean_bytes += (_NEW if self._mean_bytes else 1.0) * (mean_bytes - self._mean_bytes)
 
     def _measured(self, name: str, planes: npt.NDArray[np.uint8], reference: Reference | None) -> EncodedPlanes:
         """The frame by one coder, encoded and decoded."""
@@ -207,17 +241,23 @@ class CoderChoice:
         decode_ms = (time.perf_counter() - began_s) * 1e3
         known = self._known.get(name)
         if known is None:
-            self._known[name] = _Known(len(encoded.payload), encode_ms, decode_ms)
+            self._known[name] = _Known(0.0, encode_ms, decode_ms, count=0)
         else:
-            known.seen(encoded, encode_ms)
+            known.took(encode_ms)
             if not known.used:  # one slow answer of long ago must not keep a coder out for good
                 known.decode_ms = decode_ms
             known.used = False
         return encoded
 
     def _seen(self, name: str, planes: npt.NDArray[np.uint8], reference: Reference | None) -> EncodedPlanes:
+        """The frame by a coder that was measured before."""
         encoded, took_ms = self._timed(name, planes, reference)
-        self._known[name].seen(encoded, took_ms)
+        known = self._known[name]
+        known.took(took_ms)
+        if name in self._frames_by:
+            self._follow(len(encoded.payload) / known.share)
+        else:
+            known.share += _NEW * (len(encoded.payload) / self._mean_bytes - known.share)
         return encoded
 
     def _timed(

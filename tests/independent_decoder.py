@@ -74,7 +74,7 @@ def planes_of(
     _, height, width = shape
     count = shape[0] * height * width
     need(kind == "INFER" and fields["raw"] == count, "raw size is C·H·W")
-    coder, names = fields["coder"], {3: "left", 4: "up", 5: "median", 7: dictionary[0]}
+    coder, names = fields["coder"], {3: "left", 4: "up", 5: "median", 7: dictionary[0], 10: "paeth"}
     if coder in (8, 9):
         reference = (earlier or {}).get(fields["request"] - payload[0])
         need(payload[0] and reference is not None, "a reference that is kept")
@@ -133,6 +133,8 @@ def predicted(residuals: bytes, shape: tuple[int, int, int], bits: int, name: st
         elif not column:
             prediction = b
         else:
-            prediction = {"left": a, "up": b, "median": sorted((a, b, a + b - values[index - width - 1]))[1]}[name]
+            c = values[index - width - 1]
+            paeth = min((a, b, c), key=lambda value: abs(a + b - c - value))
+            prediction = {"left": a, "up": b, "median": sorted((a, b, a + b - c))[1], "paeth": paeth}[name]
         values.append((prediction + residual) % (1 << bits))
     return values

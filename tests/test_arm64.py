@@ -1,7 +1,7 @@
 """Every coder on a Raspberry Pi's processor: what one machine codes the other decodes to the same bits.
 
-AECNN_ARM64_PYTHON names a Python of an arm64 system that starts here, with numpy, zstandard, msgspec and pyjpegls
-(an emulated one serves: qemu-user); without it the tests are skipped.
+AECNN_ARM64_PYTHON names a Python of an arm64 system that starts here, with numpy, zstandard, msgspec, pyjpegls and
+pillow (an emulated one serves: qemu-user); without it the tests are skipped.
 """
 
 import os

@@ -104,6 +104,7 @@ def test_wire_ids_are_the_documented_constants() -> None:
         "median-zstd": 5,
         "jpegls": 6,
         "zstd-dict": 7,
+        "paeth-zstd": 10,
     }
     assert {name: coder.wire_id for name, coder in DELTA_CODERS.items()} == {"delta-zstd": 8, "delta-jpegls": 9}
     assert coder_names() == tuple(CODERS)
@@ -114,8 +115,8 @@ def test_wire_ids_are_the_documented_constants() -> None:
 def test_unknown_coders_are_refused_with_the_known_ones() -> None:
     with pytest.raises(CodecError, match="unknown coder 'gzip'; choose one of raw, zstd, packed, "):
         PlaneEncoder((1, 2, 2), 8, coder="gzip")
-    with pytest.raises(CodecError, match=r"unknown coder id 10; this version knows 0 \(raw\), .*9 \(delta-jpegls\)"):
-        PlaneDecoder((1, 2, 2), 8).decode(10, b"1234")
+    with pytest.raises(CodecError, match=r"unknown coder id 11; this version knows 0 \(raw\), .*9 \(delta-jpegls\)"):
+        PlaneDecoder((1, 2, 2), 8).decode(11, b"1234")
 
 
 @pytest.mark.parametrize("level", [0, 23, -1])

@@ -21,7 +21,7 @@ from aecnn_deploy.codec.prediction import PREDICTORS, residuals, restore
 from aecnn_deploy.errors import CodecError, MissingExtraError, PayloadSizeError
 from tests.planes import DICTIONARY, waves
 
-PACKED, LEFT, UP, MEDIAN, JPEGLS, ZSTD_DICT = 2, 3, 4, 5, 6, 7
+PACKED, LEFT, UP, MEDIAN, JPEGLS, ZSTD_DICT, PAETH = 2, 3, 4, 5, 6, 7, 10
 
 
 def encoded(planes: np.ndarray, bits: int, coder: str) -> EncodedPlanes:
@@ -41,7 +41,8 @@ def by_the_book(planes: np.ndarray, mask: int, predictor: str) -> np.ndarray:
         elif not column:
             predicted = b
         else:
-            predicted = {"left": a, "up": b, "median": sorted((a, b, a + b - c))[1]}[predictor]
+            near = min((abs(b - c), 0, a), (abs(a - c), 1, b), (abs(a + b - 2 * c), 2, c))[2]
+            predicted = {"left": a, "up": b, "median": sorted((a, b, a + b - c))[1], "paeth": near}[predictor]
         out[channel, row, column] = (plane[row, column] - predicted) & mask
     return out
 
@@ -61,7 +62,7 @@ def test_predictions_are_the_documents(bits: int, shape: tuple[int, int, int], p
     np.testing.assert_array_equal(restore(layout, left_over, predictor), planes)
 
 
-@pytest.mark.parametrize("coder", [LEFT, UP, MEDIAN])
+@pytest.mark.parametrize("coder", [LEFT, UP, MEDIAN, PAETH])
 def test_residuals_over_the_bits_still_give_values_within_them(coder: int) -> None:
     noise = np.random.default_rng(3).integers(0, 256, (2, 9, 7), np.uint8)
     frame = PlaneEncoder(noise.shape, 8, coder="zstd")._encode(noise)
@@ -152,7 +153,7 @@ def test_where_pyjpegls_is_missing_the_coder_is_not_offered_and_named_when_it_is
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(sys.modules, "jpeg_ls", None)
-    assert coder_names() == ("raw", "zstd", "packed", "left-zstd", "up-zstd", "median-zstd", "zstd-dict")
+    assert coder_names() == ("raw", "zstd", "packed", "left-zstd", "up-zstd", "median-zstd", "zstd-dict", "paeth-zstd")
     assert delta_names() == ("delta-zstd",)
     with pytest.raises(MissingExtraError, match=r"aecnn-deploy\[device\]"):
         PlaneEncoder((1, 2, 2), 8, coder="jpegls")
@@ -201,11 +202,11 @@ def test_a_truncated_or_foreign_dictionary_is_refused_when_it_is_loaded(content:
 
 
 def test_a_dictionary_of_an_unknown_prediction_is_refused() -> None:
-    with pytest.raises(CodecError, match="for the predictor 'paeth'; upgrade this half"):
-        PlaneDecoder((1, 4, 4), 8, dictionary=PlaneDictionary("paeth", DICTIONARY.content))
+    with pytest.raises(CodecError, match="for the predictor 'linear'; upgrade this half"):
+        PlaneDecoder((1, 4, 4), 8, dictionary=PlaneDictionary("linear", DICTIONARY.content))
 
 
-@pytest.mark.parametrize("predictor", ["none", "left", "up", "median"])
+@pytest.mark.parametrize("predictor", ["none", "left", "up", "median", "paeth"])
 def test_a_dictionary_serves_what_its_prediction_leaves(predictor: str) -> None:
     planes = waves(2, 14, 5)
     dictionary = PlaneDictionary(predictor, DICTIONARY.content)

@@ -48,6 +48,7 @@ def test_it_reads_every_vector_that_the_page_prints() -> None:
         ("infer-up-zstd", (1, 3, 4), "1 3 6 2 1 4 7 1 3 4 7 4"),
         ("infer-median-zstd", (1, 3, 4), "1 3 6 2 1 4 7 2 3 4 7 5"),
         ("infer-jpegls", (2, 3, 4), "0 1 2 3 1 2 3 4 2 3 4 5 " + "7 " * 11 + "6"),
+        ("infer-paeth-zstd", (1, 3, 4), "1 3 6 2 4 3 0 5 7 2 1 6"),
         ("infer-delta-zstd", (1, 2, 3), "0 1 2 3 3 6"),
         ("infer-delta-jpegls", (2, 3, 4), "1 1 2 3 1 2 3 4 2 3 4 5 0" + " 7" * 10 + " 5"),
     ],

@@ -81,6 +81,7 @@ INFER = {
     ),
     "infer-delta-zstd": (bytes.fromhex("08 28b52ffd 20 06 310000 000000000701"), 9, 1, 8, 0, 6),
     "infer-delta-jpegls": (bytes.fromhex("0312f57e55af20"), 10, 1, 9, 0, 24),
+    "infer-paeth-zstd": (bytes.fromhex("28b52ffd 20 0c 610000 010203040307020503030101"), 11, 0, 10, 0, 12),
     "infer-extremes": (b"\xff", 2**64 - 1, 2**16 - 1, 255, 2**32 - 1, 8 << 20),
 }
 
@@ -129,6 +130,7 @@ def test_infer_messages_are_the_golden_bytes(name: str) -> None:
         ("infer-up-zstd", [[[1, 3, 6, 2], [1, 4, 7, 1], [3, 4, 7, 4]]]),
         ("infer-median-zstd", [[[1, 3, 6, 2], [1, 4, 7, 2], [3, 4, 7, 5]]]),
         ("infer-jpegls", SLOPE_AND_FLAT),
+        ("infer-paeth-zstd", [[[1, 3, 6, 2], [4, 3, 0, 5], [7, 2, 1, 6]]]),
         ("infer-zstd-dict", [[[20 + 9 * r + 5 * c + (r * c) % 3 for c in range(14)] for r in range(14)]]),
         ("infer-delta-zstd", [[[0, 1, 2], [3, 3, 6]]]),
         ("infer-delta-jpegls", [[[1, 1, 2, 3], *SLOPE_AND_FLAT[0][1:]], [[0, 7, 7, 7], [7] * 4, [7, 7, 7, 5]]]),
@@ -178,7 +180,7 @@ def test_the_document_names_every_key_code_and_coder() -> None:
         assert f"| `{word}`" in DOCUMENT or f", `{word}` |" in DOCUMENT, word
     ids = {name: coder.wire_id for name, coder in CODERS.items()}
     ids |= {name: coder.wire_id for name, coder in DELTA_CODERS.items()}
-    assert sorted(ids.values()) == list(range(10))
+    assert sorted(ids.values()) == list(range(11))
     for name, wire_id in ids.items():
         assert f"| {wire_id} | `{name}` |" in DOCUMENT
     defaults = WireLimits()

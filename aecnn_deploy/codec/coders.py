@@ -14,7 +14,7 @@ from aecnn_deploy.codec import packing
 from aecnn_deploy.codec.jpegls import has_jpegls, jpegls_decoder, jpegls_encoder
 from aecnn_deploy.codec.layout import Payload, PlaneDictionary, PlaneLayout, Planes
 from aecnn_deploy.codec.prediction import NO_PREDICTOR, PREDICTORS, residuals, restore
-from aecnn_deploy.codec.zstd import dictionary_decoder, dictionary_encoder, zstd_decoder, zstd_encoder
+from aecnn_deploy.codec.zstd import dictionary_decoder, dictionary_encoder, residual_encoder, zstd_decoder, zstd_encoder
 from aecnn_deploy.errors import CodecError, PayloadSizeError
 
 Encode = Callable[[Planes], bytes | None]
@@ -70,7 +70,7 @@ def _zstd_encode(layout: PlaneLayout, level: int) -> Encode:
 
 def _predicted(predictor: str, wire_id: int) -> Coder:
     def make_encode(layout: PlaneLayout, level: int) -> Encode:
-        frame = zstd_encoder(level)
+        frame = residual_encoder(level)
         return lambda planes: frame(residuals(layout, planes, predictor))
 
     def make_decode(layout: PlaneLayout) -> Decode:
@@ -115,6 +115,7 @@ _ALL = (
     _predicted("median", 5),
     Coder("jpegls", 6, _jpegls_encode, jpegls_decoder, has_jpegls),
     Coder("zstd-dict", 7, _dictionary_encode, _dictionary_decode),
+    _predicted("paeth", 10),  # 8 and 9 are those of differences: delta.py
 )
 
 CODERS: Mapping[str, Coder] = MappingProxyType({coder.name: coder for coder in _ALL})

@@ -2,14 +2,17 @@
 
 Neighbours outside of a plane are 0. ``left``: the value to the left; in the first column the one above. ``up``: the
 value above; in the first row the one to the left. ``median``: that of left, up and left + up - above-left, as JPEG-LS
-has it (Weinberger, Seroussi, Sapiro, 2000, eq. 1).
+has it (Weinberger, Seroussi, Sapiro, 2000, eq. 1). ``paeth``: of left, up and above-left the one nearest to
+left + up - above-left, as PNG has it (RFC 2083, section 6.6).
 """
 
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
 import numpy as np
+from PIL import Image
 
 from aecnn_deploy.codec.layout import PlaneLayout, Planes
 
@@ -85,12 +88,54 @@ def _median_restore(residuals: Planes, mask: int) -> Planes:
     return flat.reshape(channels, height + 1, stride)[:, 1:, 1:].astype(np.uint8)
 
 
+def _paeth_residuals(planes: Planes, mask: int) -> Planes:
+    channels, height, width = planes.shape
+    padded = np.zeros((channels, height, width + 1), np.int16)
+    padded[:, :, 1:] = planes
+    left, up, corner = padded[:, 1:, :-1], padded[:, :-1, 1:], padded[:, :-1, :-1]
+    over, across = up - corner, left - corner
+    to_left, to_up, to_corner = np.abs(over), np.abs(across), np.abs(over + across)  # from left + up - corner
+    # Chosen by products: a branch for each value would be a guess for each value.
+    over *= to_up <= to_corner
+    predicted = corner + over
+    predicted += (left - predicted) * (to_left <= np.minimum(to_up, to_corner))
+    out = planes.copy()
+    out[:, 0, 1:] -= planes[:, 0, :-1]
+    out[:, 1:] -= predicted.astype(np.uint8)
+    return np.bitwise_and(out, mask, out=out)
+
+
+_SUB, _PAETH = 1, 4  # PNG's filter types
+
+
+def _paeth_restore(residuals: Planes, mask: int) -> Planes:
+    """By Pillow's PNG decoder, with the planes one below the other and the first row of each predicted from the left.
+
+    PNG counts modulo 256: values are scaled up to it, which changes no comparison.
+    """
+    channels, height, width = residuals.shape
+    shift = 8 - mask.bit_length()
+    rows = np.empty((channels * height, width + 1), np.uint8)
+    rows[:, 0] = _PAETH
+    rows[::height, 0] = _SUB
+    rows[:, 1:] = residuals.reshape(channels * height, width)
+    if shift:
+        rows[:, 1:] <<= shift
+    stored = zlib.compress(rows.data, 0)
+    picture = Image.frombytes("L", (width, channels * height), stored, "zip", "L")
+    planes: Planes = np.frombuffer(picture.tobytes(), np.uint8).reshape(residuals.shape)
+    if shift:
+        planes = planes >> np.uint8(shift)
+    return planes
+
+
 NO_PREDICTOR = "none"
 PREDICTORS: Mapping[str, Predictor] = MappingProxyType(
     {
         "left": Predictor(_left_residuals, _left_restore),
         "up": Predictor(_up_residuals, _up_restore),
         "median": Predictor(_median_residuals, _median_restore),
+        "paeth": Predictor(_paeth_residuals, _paeth_restore),
     }
 )
 
