@@ -103,10 +103,12 @@ class _Known:
     encode_ms: float
     decode_ms: float
     used: bool = False  # since all coders were last measured
-    count: int = 1  # frames that the share stands on
+    count: int = 0  # frames that the share stands on
+    always: float | None = None  # bytes, where every frame so far took the same, as packed ones do
 
-    def compared(self, share: float) -> None:
+    def compared(self, size: int, share: float) -> None:
         """One more frame was coded by this coder and others."""
+        self.always = size if not self.count or self.always == size else None
         self.count += 1
         self.share += max(1 / self.count, _LEAST) * (share - self.share)
 
@@ -198,8 +200,10 @@ class CoderChoice:
 
     def _bytes(self, name: str) -> float:
         """What a frame is expected to take."""
-        raw_bytes = self._decoder.layout.raw_bytes  # no coder sends more
-        return float(raw_bytes) if name == "raw" else min(self._known[name].share * self._mean_bytes, raw_bytes)
+        known = self._known[name]
+        if known.always is not None:
+            return known.always
+        return min(known.share * self._mean_bytes, self._decoder.layout.raw_bytes)  # no coder sends more than raw
 
     def _measure(self, planes: npt.NDArray[np.uint8], reference: Reference | None) -> dict[str, EncodedPlanes]:
         """The frame by every coder whose turn it is to be measured."""
@@ -220,12 +224,7 @@ class CoderChoice:
                     made[name] = self._measured(name, planes, reference)
             self._delta_frames += 1
         for name, encoded in made.items():
-            share = len(encoded.payload) / mean_bytes
-            known = self._known[name]
-            if known.count:
-                known.compared(share)
-            else:
-                known.share, known.count = share, 1
+            self._known[name].compared(len(encoded.payload), len(encoded.payload) / mean_bytes)
         return made
 
     def _follow(self, mean_bytes: float) -> None:
@@ -241,7 +240,7 @@ class CoderChoice:
         decode_ms = (time.perf_counter() - began_s) * 1e3
         known = self._known.get(name)
         if known is None:
-            self._known[name] = _Known(0.0, encode_ms, decode_ms, count=0)
+            self._known[name] = _Known(0.0, encode_ms, decode_ms)
         else:
             known.took(encode_ms)
             if not known.used:  # one slow answer of long ago must not keep a coder out for good
@@ -254,8 +253,11 @@ class CoderChoice:
         encoded, took_ms = self._timed(name, planes, reference)
         known = self._known[name]
         known.took(took_ms)
+        if known.always != len(encoded.payload):
+            known.always = None
         if name in self._frames_by:
-            self._follow(len(encoded.payload) / known.share)
+            if known.always is None:  # else it says nothing of the frame
+                self._follow(len(encoded.payload) / known.share)
         else:
             known.share += _NEW * (len(encoded.payload) / self._mean_bytes - known.share)
         return encoded

@@ -59,6 +59,7 @@ SPEEDS = {
     "up-zstd": (0.07, 0.05),
     "median-zstd": (0.15, 1.0),
     "jpegls": (0.3, 0.25),
+    "paeth-zstd": (0.07, 0.13),
     "zstd-dict": (0.02, 0.1),  # of one plane of 14×14
     "delta-zstd": (0.06, 0.02),
     "delta-jpegls": (0.31, 0.26),
@@ -94,7 +95,8 @@ def chosen(
         (columns_alike(), 8, 1, "left-zstd"),
         (rows_alike(), 8, 1, "up-zstd"),
         (smooth(28, 12), 8, 0.1, "median-zstd"),
-        (smooth(56, 3), 8, 10, "jpegls"),
+        (smooth(56, 3), 8, 3, "jpegls"),
+        (smooth(56, 3), 8, 30, "paeth-zstd"),
     ],
 )
 def test_each_coder_is_chosen_somewhere(planes: np.ndarray, bits: int, megabits: float, coder: str) -> None:

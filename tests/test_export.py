@@ -18,6 +18,7 @@ from typer.testing import CliRunner, Result
 from aecnn_deploy.bundle.manifest import InputSpec, Manifest
 from aecnn_deploy.bundle.reader import Bundle, open_bundle
 from aecnn_deploy.cli.export import register
+from aecnn_deploy.codec import PlaneDecoder, PlaneEncoder
 from aecnn_deploy.errors import BundleError, ExportError, RunFormatError, SettingsError, VerificationError
 from aecnn_deploy.exporters.engines import EngineRequest
 from aecnn_deploy.exporters.export import export_run
@@ -28,6 +29,7 @@ from aecnn_deploy.models.split import pruned_split
 from aecnn_deploy.models.weights import load_backbone
 from aecnn_deploy.runtimes.engine_header import read_engine_header
 from aecnn_deploy.runtimes.onnxruntime_runner import OnnxRuntimeRunner
+from aecnn_deploy.runtimes.plane_memory import plane_dictionary
 
 SMALL_INPUT = InputSpec(16, 16, 16, "bicubic", (0.0, 0.0, 0.0), (128.0, 128.0, 128.0))
 VARIANT = "efficientnet_lite0-l5-v4-u8"
@@ -399,6 +401,30 @@ def test_an_activation_in_place_on_a_tensor_that_is_read_again_keeps_its_meaning
     export_module(Shared().requires_grad_(False), tmp_path / "shared.onnx")
     expected = Shared().requires_grad_(False)(torch.from_numpy(planes)).numpy()
     verify_logits(OnnxRuntimeRunner(tmp_path / "shared.onnx"), "shared.onnx", planes, expected, "fp32")
+
+
+def test_photographs_choose_how_planes_are_coded_and_train_a_dictionary(tmp_path: Path) -> None:
+    """One plane of 8×8 or four: a frame's own table would be a good part of it."""
+    large = photographs(96)
+    corners = [(image, x, y) for image in range(len(large)) for x in range(0, 80, 16) for y in range(0, 80, 16)]
+    patches = np.stack([large[image, y : y + 16, x : x + 16] for image, x, y in corners])
+    few = export_small(SmallRun(), tmp_path / "few")
+    many = export_small(SmallRun(), tmp_path / "many", calibration_frames=patches)
+    ((alone,), (calibrated,)) = few.variants, many.variants
+    assert alone.coding is not None
+    assert (alone.coding.dictionary, few.measurements["coding"][alone.id]["images"]) == (None, len(PHOTOGRAPHS))
+    assert calibrated.coding is not None
+    assert calibrated.coding.dictionary == f"dictionaries/{calibrated.id}.zdict"
+    measured = many.measurements["coding"][calibrated.id]
+    assert measured["images"] == len(patches)
+    sizes = measured["payload_bytes"]
+    assert sizes["zstd-dict"] < 0.98 * min(size for name, size in sizes.items() if name != "zstd-dict")
+    bundle = open_bundle(tmp_path / "many")
+    planes = Head()(torch.from_numpy(patches[:1])).numpy()[0]
+    dictionary = plane_dictionary(bundle, calibrated)
+    encoded = PlaneEncoder(planes.shape, 8, coder="zstd-dict", dictionary=dictionary).encode(planes)
+    decoded = PlaneDecoder(planes.shape, 8, dictionary=dictionary).decode(encoded.coder_id, encoded.payload)
+    np.testing.assert_array_equal(decoded, planes)
 
 
 def test_a_run_with_too_few_photographs_cannot_be_verified(tmp_path: Path) -> None:

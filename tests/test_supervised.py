@@ -394,6 +394,19 @@ class TestFrozenStages:
         why = "unsplit-s1 has trained its stage 4, the settings freeze 5; set freeze to 3 at most, or train the unsplit"
         assert {text for text in result.failed.values() if not text.startswith("needs ")} == {f"{why} network anew"}
 
+    def test_an_unsplit_network_that_comes_without_its_row_is_measured(self, kept: Trained, tmp_path: Path) -> None:
+        out = tmp_path / "run"
+        (out / "tasks").mkdir(parents=True)
+        shutil.copy(kept.out / "data.json", out)
+        shutil.copytree(kept.out / "tasks" / "unsplit-s1", out / "tasks" / "unsplit-s1")
+        alone = KEPT[: KEPT.index("[[sweep]]")] + KEPT[KEPT.rindex("[[strided]]") :]
+        settings = settings_of(tmp_path, f'weights = "{kept.out.parent / "weights.pth"}"\n' + alone)
+        result = train_supervised(settings, kept.data, out, resume=True, replace=False, progress=SILENT)
+        assert result.failed == {}
+        (here,) = (row for row in result.rows if row.arm == "unsplit")
+        (there,) = (row for row in read_results(kept.out) if row.arm == "unsplit")
+        assert here == there
+
     def test_a_dropped_stage_is_gone_and_those_after_it_begin_with_their_own_weights(self, kept: Trained) -> None:
         state = torch.load(kept.out.parent / "weights.pth", weights_only=True)
         own = load_file(kept.out / "tasks" / "strided-dropped-s1" / "model.safetensors")

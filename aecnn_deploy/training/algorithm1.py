@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from aecnn_deploy.models.attention import channel_importance, kept_channels
+from aecnn_deploy.models.backbones import Backbone
 from aecnn_deploy.models.deploy import FullModel
 from aecnn_deploy.models.rankers import ATTENTIONS, l1_importance, random_importance
 from aecnn_deploy.models.results import Ranking, ResultRow, read_ranking, write_result
@@ -41,9 +42,21 @@ def train_unsplit(shop: Workshop, task: Task) -> None:
     run = nn.Sequential(*backbone.stages[frozen:], backbone.classifier)
     groups = [Group(rest), Group([last], _NEW)]
     fit_labels(shop, fitter, "unsplit", backbone, run, frozen, groups, shop.settings.unsplit)
+    row = _unsplit_row(shop, task, backbone, fitter.epochs, round(fitter.spent_s, 1))
+    finish(shop, task, row, backbone)
+
+
+def measure_unsplit(shop: Workshop, task: Task) -> None:
+    """Write the row of an unsplit network that is done: one that was brought from another run may come without it."""
+    done = shop.folder(task.id).done()
+    row = _unsplit_row(shop, task, shop.unsplit(task.seed), done.get("epochs", 0), done.get("train_s", 0.0))
+    write_result(shop.run, row)
+
+
+def _unsplit_row(shop: Workshop, task: Task, backbone: Backbone, epochs: int, train_s: float) -> ResultRow:
     images = shop.images("test")
     full = FullModel(backbone.cpu())
-    row = ResultRow(
+    return ResultRow(
         task=task.id,
         arm="unsplit",
         seed=task.seed,
@@ -52,11 +65,10 @@ def train_unsplit(shop: Workshop, task: Task) -> None:
         test_images=len(images),
         head_macs=shop.full_macs(),
         full_macs=shop.full_macs(),
-        epochs=fitter.epochs,
-        train_s=round(fitter.spent_s, 1),
+        epochs=epochs,
+        train_s=train_s,
         device=device_name(shop.device),
     )
-    finish(shop, task, row, backbone)
 
 
 def rank_channels(shop: Workshop, task: Task) -> None:

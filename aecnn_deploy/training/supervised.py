@@ -127,6 +127,11 @@ def train_supervised(
     )
     rows = read_results(out)
     if not outcome.failed:
+        with_row = {row.task for row in rows}
+        for task in tasks:
+            if task.kind == "unsplit" and task.id not in with_row:
+                algorithm1.measure_unsplit(shop, task)
+                rows = read_results(out)
         assemble_run(shop, tasks, rows)
     return Supervised(rows, outcome.failed, photographs.skipped)
 
