@@ -73,6 +73,11 @@ class VerificationError(ExportError):
             "no bundle was written; try another torch or onnxscript release, or report the backbone"
         )
 
+    @property
+    def finding(self) -> str:
+        """What was measured, without what it means for an export."""
+        return f"{self.quantity} {self.got:.6g}, tolerance {self.tolerance:.6g}, at batch size {self.batch}"
+
 
 class BundleError(AecnnError):
     """A bundle cannot be read or written."""

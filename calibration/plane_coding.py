@@ -104,6 +104,7 @@ def calibrate_bundle(bundle: Bundle, planes_of: Callable[[VariantSpec], Array], 
         variants=tuple(variants),
         measurements={**manifest.measurements, "coding": measured},
         tools=manifest.tools,
+        samples=manifest.samples,
     )
 
 

@@ -1,57 +1,40 @@
 """A training run -> a whole bundle, every file of it verified."""
 
 import importlib.metadata
-from collections.abc import Collection
+import json
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 import numpy as np
 import torch
 
 from aecnn_deploy import __version__
-from aecnn_deploy.bundle.manifest import ONNXRUNTIME, CodingSpec, EngineSpec, Manifest, VariantSpec
+from aecnn_deploy.bundle.manifest import ONNX_FP16, ONNXRUNTIME, CodingSpec, EngineSpec, Manifest, VariantSpec
 from aecnn_deploy.bundle.writer import BundleWriter
 from aecnn_deploy.calibration.plane_coding import PlaneCoding, calibrate_coding, write_coding
 from aecnn_deploy.errors import ExportError, SettingsError
 from aecnn_deploy.exporters.engines import EngineRequest, Target, build_engine, targets
 from aecnn_deploy.exporters.onnx_export import export_onnx
-from aecnn_deploy.exporters.verify import FRAMES, Verified, reference, verify_logits, verify_planes
+from aecnn_deploy.exporters.progress import Progress, Silent
+from aecnn_deploy.exporters.verify import reference
 from aecnn_deploy.runtimes.base import Array
-from aecnn_deploy.runtimes.onnxruntime_runner import OnnxRuntimeRunner
+from aecnn_deploy.runtimes.onnxruntime_runner import VARIANT_KEY, OnnxRuntimeRunner
+from aecnn_deploy.runtimes.samples import BundleSamples, VariantSamples, write_samples
 from aecnn_deploy.runtimes.tensorrt_probe import load_product
 from aecnn_deploy.runtimes.tensorrt_runner import TensorRTRtxRunner, TensorRTRunner
+from aecnn_deploy.runtimes.verification import SAMPLES, Verified, verify_logits, verify_planes
 
 if TYPE_CHECKING:
     from aecnn_deploy.models.run import Run, TrainedVariant
 
 _Module = TypeVar("_Module", bound=torch.nn.Module)
 
-ONNX_FP16 = "onnx-fp16"  # what engines are built from; an edge can build its own from it
 FULL = "full.onnx"
+NO_LICENCE = "not stated"
 _RUNNERS = {"tensorrt": TensorRTRunner, "tensorrt-rtx": TensorRTRtxRunner}
-
-
-class Progress(Protocol):
-    """Told of each stage before it begins, and of each of its steps."""
-
-    def stage(self, title: str, steps: int) -> None: ...
-
-    def note(self, text: str) -> None:
-        """What goes on within a step."""
-
-    def step(self) -> None: ...
-
-
-class Silent:
-    """A Progress that nobody watches."""
-
-    def stage(self, title: str, steps: int) -> None: ...
-
-    def note(self, text: str) -> None: ...
-
-    def step(self) -> None: ...
 
 
 @dataclass(slots=True)
@@ -75,6 +58,9 @@ def export_run(
     replace: bool = False,
     compact: bool = False,
     calibration_frames: Array | None = None,
+    samples: bool = True,
+    licence: str = NO_LICENCE,
+    on_verified: Callable[[str, Verified], None] = lambda name, verified: None,
     progress: Progress | None = None,
 ) -> Manifest:
     """Export ``variants`` (None: all) of ``run`` to the bundle ``out``, a folder or a .tar.zst.
@@ -84,36 +70,44 @@ def export_run(
     ``compact`` rounds the weights to bfloat16's precision (they stay float32): an archive of the bundle takes
     less than half of the bytes. What is exported is then compared with torch on the rounded weights.
     ``calibration_frames``: photographs, uint8 (N, H, W, 3), whose planes choose how planes are predicted and train a
-    zstd dictionary; None: those that the run keeps, too few for a dictionary.
+    zstd dictionary; None: those that the run keeps, too few for a dictionary. ``samples``: keep the photographs that
+    files were compared on, and what they should give, in the bundle, for ``bundle verify --deep``. ``licence`` of the
+    weights stands in each file's metadata. ``on_verified`` hears of each file that was compared. But for engines, the
+    same run gives the same bundle id.
     Raises SettingsError, MissingExtraError, ExportError, VerificationError, BundleError.
     """
     progress = progress or Silent()
     chosen = _choose(run, variants)
-    if len(run.frames) < FRAMES:
-        raise ExportError(f"{run.path} keeps {len(run.frames)} photographs, verification needs {FRAMES}; train again")
+    if len(run.frames) < SAMPLES:
+        raise ExportError(f"{run.path} keeps {len(run.frames)} photographs, verification needs {SAMPLES}; train again")
     built_for = targets(engine) if engine else ()
     writer = BundleWriter(out, replace=replace)
     with writer:
         frames = run.frames if calibration_frames is None else calibration_frames
-        job = _Job(run, writer, progress, compact, frames)
+        job = _Job(run, writer, progress, compact, frames, on_verified, licence)
         progress.stage("heads and tails", len(chosen) * (3 if engine else 2))
         exported = [job.variant(variant, half=engine is not None) for variant in chosen]
         progress.stage("full model", 1)
-        job.full()
+        full = job.full()
         if engine:
             progress.stage("engines", len(exported) * len(built_for))
             for item in exported:
                 for target in built_for:
                     job.engine(item, target, engine.batch)
+        kept = None
+        if samples:
+            references = {item.variant.id: VariantSamples(item.planes, item.logits) for item in exported}
+            kept = write_samples(writer, BundleSamples(run.frames[:SAMPLES], full, references))
         return writer.commit(
             backbone=run.backbone_name,
+            samples=kept,
             labels=run.labels,
             input_spec=run.input,
             full=FULL,
             variants=tuple(_spec(item, write_coding(writer, item.variant.id, item.coding)) for item in exported),
             measurements={
                 **run.measurements,
-                "verification": msgspec.to_builtins(job.verified),
+                "verification": {name: _lasting(item) for name, item in job.verified.items()},
                 "coding": {item.variant.id: item.coding.measurements() for item in exported},
             },
             tools=_tools(engine),
@@ -132,25 +126,33 @@ class _Job:
     """One export: where its files go and what was measured of them."""
 
     def __init__(
-        self, run: "Run", writer: BundleWriter, progress: Progress, compact: bool, calibration_frames: Array
+        self,
+        run: "Run",
+        writer: BundleWriter,
+        progress: Progress,
+        compact: bool,
+        calibration_frames: Array,
+        on_verified: Callable[[str, Verified], None],
+        licence: str,
     ) -> None:
+        self._on_verified, self._licence = on_verified, licence
         self._compact, self._calibration_frames = compact, calibration_frames
         self._run, self._writer, self._progress = run, writer, progress
-        self._frames: Array = run.frames[:FRAMES]
+        self._frames: Array = run.frames[:SAMPLES]
         self._frame_shape = (run.input.height, run.input.width, 3)
         self._logit_shape = (len(run.labels),)
         self.verified: dict[str, Verified] = {}
 
     def variant(self, variant: "TrainedVariant", *, half: bool) -> _Exported:
         """Head and tail, and for ``half`` the tail in fp16."""
-        head, properties = self._rounded(variant.head()), {"aecnn.variant": variant.id}
+        head, properties = self._rounded(variant.head()), self._properties({VARIANT_KEY: variant.id})
         name = _head_file(variant)
         path = self._begin(name)
         export_onnx(
             head, "head", path, input_shape=self._frame_shape, output_shape=variant.planes, properties=properties
         )
         planes = reference(head if self._compact else variant.head(fold=False), self._frames)
-        self.verified[name] = verify_planes(path, name, self._frames, planes)
+        self._verified(name, verify_planes(path, name, self._frames, planes))
         with OnnxRuntimeRunner(path) as runner:
             sent = np.concatenate([runner.infer(frame[None]) for frame in self._calibration_frames])
         coding = calibrate_coding(sent, variant.bits)
@@ -167,16 +169,16 @@ class _Job:
             )
             if logits is None:  # fp16 is held against fp32 too: that is what it stands in for
                 logits = reference(tail if self._compact else variant.tail(fold=False), planes)
-            self.verified[name] = verify_logits(OnnxRuntimeRunner(path), name, planes, logits, precision)
+            self._verified(name, verify_logits(OnnxRuntimeRunner(path), name, planes, logits, precision))
             self._progress.step()
         assert logits is not None
         return _Exported(variant, planes, logits, tails, coding)
 
-    def full(self) -> None:
-        """The unsplit model."""
+    def full(self) -> Array:
+        """The unsplit model; torch's logits for the verification photographs."""
         model = self._rounded(self._run.full())
         path = self._begin(FULL)
-        properties = {"aecnn.backbone": self._run.backbone_name}
+        properties = self._properties({"aecnn.backbone": self._run.backbone_name})
         export_onnx(
             model,
             "full",
@@ -186,8 +188,9 @@ class _Job:
             properties=properties,
         )
         expected = reference(model if self._compact else self._run.full(fold=False), self._frames)
-        self.verified[FULL] = verify_logits(OnnxRuntimeRunner(path), FULL, self._frames, expected, "fp32")
+        self._verified(FULL, verify_logits(OnnxRuntimeRunner(path), FULL, self._frames, expected, "fp32"))
         self._progress.step()
+        return expected
 
     def engine(self, item: _Exported, target: Target, batch: tuple[int, int, int]) -> None:
         """One engine of one variant; run only where it can be."""
@@ -206,7 +209,7 @@ class _Job:
         item.tails[target.name], item.engines[target.name] = name, spec
         if target.here:
             runner = _RUNNERS[target.product](path, spec)
-            self.verified[name] = verify_logits(runner, name, item.planes, item.logits, "fp16")
+            self._verified(name, verify_logits(runner, name, item.planes, item.logits, "fp16"))
         self._progress.step()
 
     def _rounded(self, module: _Module) -> _Module:
@@ -218,9 +221,25 @@ class _Job:
                         weight.copy_(weight.bfloat16().to(weight.dtype))
         return module
 
+    def _properties(self, own: dict[str, str]) -> dict[str, str]:
+        """What stands in a file's metadata."""
+        labels = json.dumps(self._run.labels, ensure_ascii=False)
+        return own | {"aecnn.labels": labels, "aecnn.version": __version__, "aecnn.licence": self._licence}
+
+    def _verified(self, name: str, verified: Verified) -> None:
+        self.verified[name] = verified
+        self._on_verified(name, verified)
+
     def _begin(self, name: str) -> Path:
         self._progress.note(name)
         return self._writer.path(name)
+
+
+def _lasting(verified: Verified) -> dict[str, Any]:
+    """What may stand in a manifest: not how long it took, which would make every export another bundle."""
+    item: dict[str, Any] = msgspec.to_builtins(verified)
+    del item["seconds"]
+    return item
 
 
 def _head_file(variant: "TrainedVariant") -> str:

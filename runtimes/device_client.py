@@ -110,7 +110,10 @@ class Device:
         self._bundle, self._settings = bundle, settings
         self.variant = bundle.variant(settings.variant)
         self._head = OnnxRuntimeRunner(
-            bundle.file(self.variant.head), threads=settings.threads, spinning=settings.spinning
+            bundle.file(self.variant.head),
+            threads=settings.threads,
+            spinning=settings.spinning,
+            variant=self.variant.id,
         )
         hello = Hello(
             bundle_id=bundle.id,

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from aecnn_deploy.bundle.manifest import ONNXRUNTIME, VariantSpec
+from aecnn_deploy.bundle.manifest import ONNXRUNTIME, EngineSpec, VariantSpec
 from aecnn_deploy.bundle.reader import Bundle
 from aecnn_deploy.errors import AecnnError, EngineMismatchError, RunnerError, SettingsError
 from aecnn_deploy.runtimes.base import Runner
@@ -69,14 +69,24 @@ def activate_tail(bundle: Bundle, variant: VariantSpec, options: RunnerOptions) 
     return _activate(bundle, variant, ONNXRUNTIME, options)
 
 
-def make_onnxruntime(path: Path, options: RunnerOptions) -> Runner:
-    """A runner for an ONNX file that has no engines: a head or the full model."""
-    return _make(ONNXRUNTIME, path, threads=options.threads, spinning=options.spinning)
+def make_onnxruntime(path: Path, options: RunnerOptions, variant: str | None = None) -> Runner:
+    """A runner for an ONNX file; of ``variant`` and no other, where it says."""
+    return _make(ONNXRUNTIME, path, threads=options.threads, spinning=options.spinning, variant=variant)
+
+
+def engine_runner(bundle: Bundle, spec: EngineSpec) -> Runner:
+    """A runner for one engine of the bundle, not active yet."""
+    return engine_of(bundle.file(spec.file), spec)
+
+
+def engine_of(path: Path, spec: EngineSpec) -> Runner:
+    """A runner for the engine at ``path``, not active yet."""
+    return _make(spec.product, path, spec)
 
 
 def _activate(bundle: Bundle, variant: VariantSpec, name: str, options: RunnerOptions) -> ActiveTail:
     if name == ONNXRUNTIME:
-        runner = make_onnxruntime(bundle.file(variant.tails[ONNXRUNTIME]), options)
+        runner = make_onnxruntime(bundle.file(variant.tails[ONNXRUNTIME]), options, variant.id)
         return ActiveTail(runner.activate(), ONNXRUNTIME)
     targets = [target for target, spec in sorted(variant.engines.items()) if spec.product == name]
     if not targets:
@@ -91,7 +101,7 @@ def _activate(bundle: Bundle, variant: VariantSpec, name: str, options: RunnerOp
     for target in targets:  # one engine for each GPU architecture: the runner knows which fits this GPU
         spec = variant.engines[target]
         try:
-            return ActiveTail(_make(name, bundle.file(spec.file), spec).activate(), target)
+            return ActiveTail(engine_runner(bundle, spec).activate(), target)
         except EngineMismatchError as exc:
             mismatch = exc
     assert mismatch is not None

@@ -11,6 +11,8 @@ from aecnn_deploy.errors import RunnerError
 from aecnn_deploy.optional import require
 from aecnn_deploy.runtimes.base import Array, Runner
 
+VARIANT_KEY = "aecnn.variant"  # of an ONNX file's metadata
+
 _DTYPES: Mapping[str, np.dtype[Any]] = MappingProxyType(
     {"tensor(uint8)": np.dtype(np.uint8), "tensor(float)": np.dtype(np.float32)}
 )
@@ -20,14 +22,15 @@ class OnnxRuntimeRunner(Runner):
     """Runs ``path`` on ONNX Runtime's CPU provider.
 
     ``threads`` 0 takes every core. ``spinning`` lets idle threads burn a core between two images: lower latency
-    where the process has the machine to itself, ruinous where it shares it.
+    where the process has the machine to itself, ruinous where it shares it. ``variant``: refuse a file that names
+    another one in its metadata, so that a head and a tail which do not belong together are never paired.
     """
 
     name = "onnxruntime"
 
-    def __init__(self, path: Path, *, threads: int = 0, spinning: bool = False) -> None:
+    def __init__(self, path: Path, *, threads: int = 0, spinning: bool = False, variant: str | None = None) -> None:
         super().__init__()
-        self.path, self._threads, self._spinning = path, threads, spinning
+        self.path, self._threads, self._spinning, self._variant = path, threads, spinning, variant
 
     def _activate(self) -> None:
         ort = require("onnxruntime", why="running an ONNX model")
@@ -40,6 +43,9 @@ class OnnxRuntimeRunner(Runner):
             self._session = ort.InferenceSession(str(self.path), options, providers=["CPUExecutionProvider"])
         except Exception as exc:  # ONNX Runtime raises its own classes, which share no base
             raise RunnerError(f"ONNX Runtime {ort.__version__} cannot load {self.path}: {_first_line(exc)}") from exc
+        named = self._session.get_modelmeta().custom_metadata_map.get(VARIANT_KEY)
+        if self._variant is not None and named not in (None, self._variant):
+            raise RunnerError(f"{self.path} is of variant {named!r}, not of {self._variant!r}; export the bundle again")
         inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
         if len(inputs) != 1 or len(outputs) != 1:
             raise RunnerError(f"{self.path} has {len(inputs)} inputs and {len(outputs)} outputs, expected 1 and 1")

@@ -19,17 +19,18 @@ from aecnn_deploy.bundle.manifest import InputSpec, Manifest
 from aecnn_deploy.bundle.reader import Bundle, open_bundle
 from aecnn_deploy.cli.export import register
 from aecnn_deploy.codec import PlaneDecoder, PlaneEncoder
-from aecnn_deploy.errors import BundleError, ExportError, RunFormatError, SettingsError, VerificationError
+from aecnn_deploy.errors import BundleError, ExportError, RunFormatError, RunnerError, SettingsError, VerificationError
 from aecnn_deploy.exporters.engines import EngineRequest
 from aecnn_deploy.exporters.export import export_run
 from aecnn_deploy.exporters.onnx_export import MAX_IR_VERSION, OPSET, export_onnx
-from aecnn_deploy.exporters.verify import verify_logits, verify_planes
 from aecnn_deploy.models.run import RunRecord, describe_variant, save_run
 from aecnn_deploy.models.split import pruned_split
 from aecnn_deploy.models.weights import load_backbone
 from aecnn_deploy.runtimes.engine_header import read_engine_header
 from aecnn_deploy.runtimes.onnxruntime_runner import OnnxRuntimeRunner
 from aecnn_deploy.runtimes.plane_memory import plane_dictionary
+from aecnn_deploy.runtimes.samples import verify_bundle
+from aecnn_deploy.runtimes.verification import verify_logits, verify_planes
 
 SMALL_INPUT = InputSpec(16, 16, 16, "bicubic", (0.0, 0.0, 0.0), (128.0, 128.0, 128.0))
 VARIANT = "efficientnet_lite0-l5-v4-u8"
@@ -206,10 +207,20 @@ class TestOneRealExport:
         }
         spec = manifest.variant(VARIANT)
         assert spec.tails == tails
-        assert set(manifest.files) == {"full.onnx", f"heads/{VARIANT}.onnx", *tails.values()}
+        samples = {f"samples/{name}" for name in ("frames.png", "full.logits.npy")}
+        samples |= {f"samples/{VARIANT}.{kind}.npy" for kind in ("planes", "logits")}
+        assert set(manifest.files) == {"full.onnx", f"heads/{VARIANT}.onnx", *tails.values(), *samples}
         assert (spec.head, spec.planes, manifest.full) == (f"heads/{VARIANT}.onnx", (10, 28, 28), "full.onnx")
         assert manifest.measurements["photographs"] == 5
         assert {"torch", "onnx", "onnxscript", "onnxruntime", "tensorrt-rtx"} <= manifest.tools.keys()
+
+    def test_its_files_are_verified_again_from_its_own_samples(self, exported: tuple[Result, Bundle]) -> None:
+        checks = {check.file: check for check in verify_bundle(exported[1])}
+        engines = {name for name in checks if name.endswith(".engine")}
+        assert {check.verdict for name, check in checks.items() if name not in engines} == {"ok"}
+        assert checks.keys() == {name for name in exported[1].manifest.files if name.endswith((".onnx", ".engine"))}
+        for name in engines:  # for a GPU that is not here, or by a pycuda that is not
+            assert (checks[name].verdict, bool(checks[name].reason)) in (("not run", True), ("ok", False))
 
     def test_the_measured_differences_stand_in_the_manifest(self, exported: tuple[Result, Bundle]) -> None:
         verified = exported[1].manifest.measurements["verification"]
@@ -256,7 +267,19 @@ class TestOneRealExport:
             assert b"site-packages" not in raw
             assert not any(node.metadata_props or node.doc_string for node in model.graph.node)
         head = onnx.load(bundle.file(f"heads/{VARIANT}.onnx"))
-        assert [(item.key, item.value) for item in head.metadata_props] == [("aecnn.variant", VARIANT)]
+        properties = {item.key: item.value for item in head.metadata_props}
+        assert (properties["aecnn.variant"], properties["aecnn.licence"]) == (VARIANT, "not stated")
+        assert json.loads(properties["aecnn.labels"]) == list(bundle.manifest.labels)
+        assert properties["aecnn.version"] == bundle.manifest.tools["aecnn-deploy"]
+
+
+def test_a_head_that_names_another_variant_is_not_paired_with_a_tail(tmp_path: Path) -> None:
+    export_small(SmallRun(), tmp_path / "bundle", licence="MIT")
+    head = tmp_path / "bundle" / "heads" / "small-l1-v1-u8.onnx"
+    assert {item.key: item.value for item in onnx.load(head).metadata_props}["aecnn.licence"] == "MIT"
+    assert OnnxRuntimeRunner(head, variant="small-l1-v1-u8").activate()
+    with pytest.raises(RunnerError, match="is of variant 'small-l1-v1-u8', not of 'small-l1-v2-u8'; export the bundle"):
+        OnnxRuntimeRunner(head, variant="small-l1-v2-u8").activate()
 
 
 def test_an_existing_bundle_is_replaced_only_by_force_and_a_failure_leaves_it(tmp_path: Path) -> None:
@@ -425,6 +448,15 @@ def test_photographs_choose_how_planes_are_coded_and_train_a_dictionary(tmp_path
     encoded = PlaneEncoder(planes.shape, 8, coder="zstd-dict", dictionary=dictionary).encode(planes)
     decoded = PlaneDecoder(planes.shape, 8, dictionary=dictionary).decode(encoded.coder_id, encoded.payload)
     np.testing.assert_array_equal(decoded, planes)
+
+
+def test_the_same_run_gives_the_same_bundle(tmp_path: Path) -> None:
+    first, again = (export_small(SmallRun(), tmp_path / name) for name in ("first", "again"))
+    assert first.bundle_id == again.bundle_id
+    assert first.samples is not None
+    bare = export_small(SmallRun(), tmp_path / "bare", samples=False)
+    assert bare.samples is None
+    assert set(bare.files) == {name for name in first.files if not name.startswith("samples/")}
 
 
 def test_a_run_with_too_few_photographs_cannot_be_verified(tmp_path: Path) -> None:

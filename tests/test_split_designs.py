@@ -14,7 +14,7 @@ from torchvision.models.resnet import BasicBlock
 from aecnn_deploy.bundle.manifest import InputSpec
 from aecnn_deploy.errors import ModelError
 from aecnn_deploy.exporters.onnx_export import export_onnx
-from aecnn_deploy.exporters.verify import reference, verify_logits, verify_planes
+from aecnn_deploy.exporters.verify import reference
 from aecnn_deploy.models.backbones import Backbone
 from aecnn_deploy.models.deploy import DeviceHead, EdgeTail, Normalise
 from aecnn_deploy.models.macs import count_macs
@@ -24,6 +24,7 @@ from aecnn_deploy.models.run import VariantRecord, describe_variant
 from aecnn_deploy.models.split import SplitDesign, SplitModel, design_id
 from aecnn_deploy.models.strided import InvertedResidual, PlaneRecovery, ResidualBlock, strided_head
 from aecnn_deploy.runtimes.onnxruntime_runner import OnnxRuntimeRunner
+from aecnn_deploy.runtimes.verification import verify_logits, verify_planes
 from aecnn_deploy.training.measure import entropy_bits
 from tests.test_export import photographs
 from tests.test_models import backbone, some_channels

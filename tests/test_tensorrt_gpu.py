@@ -18,12 +18,12 @@ from onnx import TensorProto, helper, numpy_helper
 from aecnn_deploy.bundle.manifest import EngineSpec
 from aecnn_deploy.errors import AecnnError, EngineMismatchError, ExportError, RunnerError
 from aecnn_deploy.exporters.engines import EngineRequest, build_engine, known_architectures, targets
-from aecnn_deploy.exporters.verify import LOGIT_TOLERANCE, verify_logits
 from aecnn_deploy.runtimes.cuda_worker import acquire, gpu_architecture, release
 from aecnn_deploy.runtimes.engine_header import read_engine_header
 from aecnn_deploy.runtimes.onnxruntime_runner import OnnxRuntimeRunner
 from aecnn_deploy.runtimes.tensorrt_probe import PRODUCTS, usable
 from aecnn_deploy.runtimes.tensorrt_runner import TensorRTRtxRunner, TensorRTRunner
+from aecnn_deploy.runtimes.verification import LOGIT_TOLERANCE, verify_logits
 
 pytestmark = pytest.mark.gpu
 

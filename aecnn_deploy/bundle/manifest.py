@@ -11,6 +11,7 @@ FORMAT = 1
 MANIFEST = "manifest.json"
 
 ONNXRUNTIME = "onnxruntime"  # the target that every tail has
+ONNX_FP16 = "onnx-fp16"  # the target that engines are built from
 
 
 class InputSpec(msgspec.Struct, frozen=True):
@@ -71,6 +72,17 @@ class FileEntry(msgspec.Struct, frozen=True):
     bytes: int
 
 
+class SamplesSpec(msgspec.Struct, frozen=True):
+    """Photographs and what the models should make of them: how a bundle is verified on another machine."""
+
+    frames: str  # a PNG of all photographs, one below the other
+    count: int
+    full: str  # .npy of logits
+    planes: dict[str, str]  # variant -> .npy of planes
+    logits: dict[str, str]  # variant -> .npy of logits, from these planes
+    reference: str  # what computed them
+
+
 class Manifest(msgspec.Struct, frozen=True):
     """All that stands in ``manifest.json``; ``bundle_id`` is the SHA-256 of everything else in it."""
 
@@ -84,6 +96,7 @@ class Manifest(msgspec.Struct, frozen=True):
     files: dict[str, FileEntry]
     measurements: dict[str, Any] = {}
     tools: dict[str, str] = {}
+    samples: SamplesSpec | None = None
 
     def variant(self, name: str) -> VariantSpec:
         """The variant of this id. Raises KeyError: there is none."""

@@ -130,6 +130,8 @@ def _check_files(path: Path, manifest: Manifest) -> None:
         used |= {spec.head, *spec.tails.values(), *(engine.file for engine in spec.engines.values())}
         if spec.coding and spec.coding.dictionary:
             used.add(spec.coding.dictionary)
+    if samples := manifest.samples:
+        used |= {samples.frames, samples.full, *samples.planes.values(), *samples.logits.values()}
     for name in sorted(used - manifest.files.keys()):
         raise NotABundleError(path, f"{MANIFEST} uses {name!r}, which its file list lacks")
 
@@ -140,6 +142,8 @@ def _check_variants(path: Path, manifest: Manifest) -> None:
     for spec in manifest.variants:
         if not 1 <= spec.bits <= 8 or min(spec.planes) < 1:
             raise NotABundleError(path, f"variant {spec.id!r} has bits {spec.bits} and planes {spec.planes}")
+        if (samples := manifest.samples) and not (spec.id in samples.planes and spec.id in samples.logits):
+            raise NotABundleError(path, f"{MANIFEST} has samples, but none for variant {spec.id!r}")
         if ONNXRUNTIME not in spec.tails:
             raise NotABundleError(path, f"variant {spec.id!r} has no tail for {ONNXRUNTIME}")
     if len({spec.id for spec in manifest.variants}) != len(manifest.variants):

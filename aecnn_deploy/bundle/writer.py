@@ -18,6 +18,7 @@ from aecnn_deploy.bundle.manifest import (
     FileEntry,
     InputSpec,
     Manifest,
+    SamplesSpec,
     VariantSpec,
     bundle_id,
     canonical,
@@ -86,6 +87,7 @@ class BundleWriter:
         variants: tuple[VariantSpec, ...],
         measurements: dict[str, Any],
         tools: dict[str, str],
+        samples: SamplesSpec | None = None,
     ) -> Manifest:
         """Write the manifest over all files under ``root`` and move the bundle into its place.
 
@@ -107,6 +109,7 @@ class BundleWriter:
             files=files,
             measurements=measurements,
             tools=tools,
+            samples=samples,
         )
         document = msgspec.to_builtins(manifest)
         try:

@@ -1,5 +1,6 @@
-"""``aecnn-deploy bundle show`` and ``bundle verify``."""
+"""``aecnn-deploy bundle show``, ``bundle verify`` and ``bundle engines``."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
@@ -7,6 +8,7 @@ import typer
 
 from aecnn_deploy.cli.bundle_argument import BundleArgument, open_named
 from aecnn_deploy.cli.console import print_json
+from aecnn_deploy.errors import SettingsError
 
 if TYPE_CHECKING:
     from aecnn_deploy.bundle.reader import Bundle
@@ -21,6 +23,7 @@ def register(app: typer.Typer) -> None:
         name="bundle", help="Look into a bundle.", no_args_is_help=True, rich_markup_mode=None, add_completion=False
     )
     group.command("show", epilog="Example: aecnn-deploy bundle show bundle --json")(show)
+    group.command("engines", epilog="Example: aecnn-deploy bundle engines bundle --sm 75 --out bundle2")(engines)
     group.command("verify", epilog="Example: aecnn-deploy bundle verify bundle.tar.zst")(verify)
     app.add_typer(group)
 
@@ -57,9 +60,23 @@ def show(bundle: BundleArgument, as_json: JsonOption = False) -> None:
             typer.echo(f"  coding  calibrated: prediction {coding.predictor}{with_one}")
 
 
-def verify(bundle: BundleArgument, as_json: JsonOption = False) -> None:
-    """Compare every file of a bundle with its manifest. Exit status 1: one differs, or it is no bundle."""
-    manifest = open_named(bundle).manifest
+def verify(
+    bundle: BundleArgument,
+    deep: Annotated[
+        bool, typer.Option("--deep", help="Also run every model file on the samples that the bundle keeps.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Compare every file of a bundle with its manifest. Exit status 1: one differs, or it is no bundle.
+
+    With --deep, heads, tails and the unsplit model are run on this machine, engines where it has the GPU that they were
+    built for, and compared with what torch gave when the bundle was exported.
+    """
+    opened = open_named(bundle)
+    manifest = opened.manifest
+    if deep:
+        _verify_deep(opened, as_json)
+        return
     size = sum(entry.bytes for entry in manifest.files.values())
     if as_json:
         print_json(
@@ -73,6 +90,63 @@ def verify(bundle: BundleArgument, as_json: JsonOption = False) -> None:
         )
     else:
         typer.echo(f"{bundle} is whole: {len(manifest.files)} files, {size} bytes, bundle {manifest.bundle_id}")
+
+
+def engines(
+    bundle: BundleArgument,
+    out: Annotated[Path, typer.Option(help="The bundle to write: a folder, or a .tar.zst.")],
+    engine: Annotated[str, typer.Option(help="What to build: tensorrt-rtx or tensorrt.")] = "tensorrt-rtx",
+    sm: Annotated[
+        list[int] | None,
+        typer.Option(help="GPU architecture for tensorrt-rtx, e.g. 75; may be repeated. Default: this machine's GPU."),
+    ] = None,
+    batch_max: Annotated[int, typer.Option(help="Largest batch that an engine runs in one piece.")] = 8,
+    force: Annotated[bool, typer.Option("--force", help="Replace a bundle that stands at --out.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Add GPU engines to a finished bundle, built from its tails; neither torch nor the training run is needed.
+
+    The new bundle has an id of its own: start both halves with it.
+    """
+    from aecnn_deploy.cli.export import engine_request
+    from aecnn_deploy.cli.stages import StageBars
+    from aecnn_deploy.exporters.bundle_engines import add_engines
+
+    request = engine_request(engine, sm, batch_max)
+    if request is None:
+        raise SettingsError("--engine none builds nothing; choose tensorrt-rtx or tensorrt")
+    opened = open_named(bundle)
+    with StageBars() as bars:
+        manifest = add_engines(opened, out, request, replace=force, progress=bars)
+    names = {spec.id: sorted(spec.engines) for spec in manifest.variants}
+    if as_json:
+        print_json({"bundle": str(out), "bundle_id": manifest.bundle_id, "engines": names})
+        return
+    for variant, targets in names.items():
+        typer.echo(f"{variant}: {', '.join(targets)}")
+    typer.echo(f"bundle {manifest.bundle_id[:16]}… in {out}; on the GPU's machine: aecnn-deploy bundle verify --deep")
+
+
+def _verify_deep(bundle: "Bundle", as_json: bool) -> None:
+    from aecnn_deploy.cli.verification import echo_legend, echo_row
+    from aecnn_deploy.runtimes.samples import FAILED, verify_bundle
+
+    checks = []
+    if not as_json:
+        echo_legend()
+    for check in verify_bundle(bundle):
+        checks.append(check)
+        if not as_json:
+            verified = msgspec.to_builtins(check.verified) if check.verified else None
+            echo_row(check.file, check.verdict, verified, check.reason)
+    failed = sum(check.verdict == FAILED for check in checks)
+    if as_json:
+        ok = not failed
+        print_json({"bundle_id": bundle.id, "ok": ok, "files": [msgspec.to_builtins(check) for check in checks]})
+    else:
+        done = sum(check.verified is not None for check in checks)
+        typer.echo(f"{done} files ok, {failed} failed, {len(checks) - done - failed} not run here")
+    raise typer.Exit(1 if failed else 0)
 
 
 def _document(bundle: "Bundle") -> dict[str, Any]:

@@ -4,17 +4,20 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import msgspec
 import typer
 
 from aecnn_deploy.cli.console import print_json
 from aecnn_deploy.cli.photographs import read_frames
 from aecnn_deploy.cli.stages import StageBars
+from aecnn_deploy.cli.verification import echo_legend, echo_row
 from aecnn_deploy.errors import SettingsError
 from aecnn_deploy.optional import require
 
 if TYPE_CHECKING:
     from aecnn_deploy.bundle.manifest import Manifest
     from aecnn_deploy.exporters.engines import EngineRequest
+    from aecnn_deploy.runtimes.verification import Verified
 
 EXAMPLE = "Example: aecnn-deploy export run --out bundle --engine tensorrt-rtx --sm 75 --sm 86"
 
@@ -47,6 +50,13 @@ def export(
         Path | None,
         typer.Option(help="Photographs to choose the planes' coding with, best 200. Default: the run's few."),
     ] = None,
+    samples: Annotated[
+        bool,
+        typer.Option("--samples/--no-samples", help="Keep five of the run's photographs in it, for verify --deep."),
+    ] = True,
+    licence: Annotated[
+        str, typer.Option(help="Licence of the weights, e.g. an SPDX id, for the files' metadata.")
+    ] = "not stated",
     force: Annotated[bool, typer.Option("--force", help="Replace a bundle that stands at --out.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
@@ -55,13 +65,14 @@ def export(
     Every ONNX file is compared with torch on real photographs, at batch sizes 1 and 5; a file that differs leaves no
     bundle. Engines for tensorrt-rtx are built without a GPU; tensorrt builds for the GPU of this machine.
     """
-    request = _engine_request(engine, sm, batch_max)
+    request = engine_request(engine, sm, batch_max)
     for module in ("torch", "onnx", "onnxscript", "onnxruntime"):
         require(module, why="exporting", extra="train")
     from aecnn_deploy.exporters.export import export_run
     from aecnn_deploy.models.run import load_run
 
     start_s = time.perf_counter()
+    verified: dict[str, Verified] = {}
     trained = load_run(run)
     frames = read_frames(images, trained.input, _MOST_IMAGES) if images else None
     with StageBars() as bars:
@@ -73,16 +84,19 @@ def export(
             replace=force,
             compact=compact,
             calibration_frames=frames,
+            samples=samples,
+            licence=licence,
+            on_verified=verified.__setitem__,
             progress=bars,
         )
     seconds = time.perf_counter() - start_s
     if as_json:
-        print_json(_document(manifest, out, seconds))
+        print_json(_document(manifest, verified, out, seconds))
     else:
-        _print(manifest, out, seconds)
+        _print(manifest, verified, out, seconds)
 
 
-def _engine_request(engine: str, sm: list[int] | None, batch_max: int) -> "EngineRequest | None":
+def engine_request(engine: str, sm: list[int] | None, batch_max: int) -> "EngineRequest | None":
     """Raises SettingsError: an unknown engine, or --sm without --engine tensorrt-rtx."""
     from aecnn_deploy.exporters.engines import EngineRequest
     from aecnn_deploy.runtimes.tensorrt_probe import PRODUCTS
@@ -96,33 +110,25 @@ def _engine_request(engine: str, sm: list[int] | None, batch_max: int) -> "Engin
     return EngineRequest(engine, tuple(f"sm{number}" for number in sm or ()), (1, 1, batch_max))
 
 
-def _document(manifest: "Manifest", out: Path, seconds: float) -> dict[str, Any]:
+def _document(manifest: "Manifest", verified: "dict[str, Verified]", out: Path, seconds: float) -> dict[str, Any]:
     return {
         "bundle": str(out),
         "bundle_id": manifest.bundle_id,
         "variants": [spec.id for spec in manifest.variants],
         "files": {name: {"bytes": entry.bytes, "sha256": entry.sha256} for name, entry in manifest.files.items()},
-        "verification": manifest.measurements["verification"],
+        "verification": {name: msgspec.to_builtins(item) for name, item in verified.items()},
         "seconds": round(seconds, 3),
     }
 
 
-def _print(manifest: "Manifest", out: Path, seconds: float) -> None:
-    verified: dict[str, dict[str, Any]] = manifest.measurements["verification"]
-    for name, entry in manifest.files.items():
-        typer.echo(f"{name:<66} {entry.bytes / 1e6:>8.2f} MB")
-        typer.echo(f"    {_words(verified.get(name))}")
-    typer.echo(f"bundle {manifest.bundle_id[:16]}… in {out}, {seconds:.1f} s")
-    typer.echo(f"serve it with: aecnn-deploy serve-edge {out}")
-
-
-def _words(item: dict[str, Any] | None) -> str:
-    if item is None:
-        return "built, not run: it is for another machine's GPU"
-    batches = "and ".join(f"{batch} " for batch in item["batches"]).strip()
-    if item["differing_share"] is not None:
-        return f"planes are torch's but for {item['differing_share']:.4%}, one step off (batch {batches})"
-    return (
-        f"logits within {item['largest_difference']:.1e} of torch's, top-1 agreement "
-        f"{item['top1_agreement']:.0%} (batch {batches})"
+def _print(manifest: "Manifest", verified: "dict[str, Verified]", out: Path, seconds: float) -> None:
+    echo_legend()
+    for name in manifest.files:
+        if name.endswith((".onnx", ".engine")):
+            item = msgspec.to_builtins(verified[name]) if name in verified else None
+            echo_row(name, "ok" if item else "not run", item, "built for another GPU: run bundle verify --deep there")
+    size = sum(entry.bytes for entry in manifest.files.values()) / 1e6
+    typer.echo(
+        f"bundle {manifest.bundle_id[:16]}…, {len(manifest.files)} files, {size:.1f} MB, {seconds:.1f} s, in {out}"
     )
+    typer.echo(f"serve it with: aecnn-deploy serve-edge {out}")
