@@ -15,7 +15,7 @@ from aecnn_deploy.exporters.engines import EngineRequest
 from aecnn_deploy.runtimes.engine_header import read_engine_header
 from aecnn_deploy.runtimes.samples import verify_bundle
 from tests.bundles import COMMAND, command, environment, make_bundle, one_line
-from tests.test_deep_verify import with_samples
+from tests.sampled_bundles import with_samples
 
 pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
 

@@ -1,5 +1,6 @@
 """``bundle verify --deep``: what an export measured holds on the next machine, and a file that changed is found out."""
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -14,42 +15,9 @@ from aecnn_deploy.bundle.manifest import MANIFEST, Manifest, bundle_id, canonica
 from aecnn_deploy.bundle.reader import open_bundle
 from aecnn_deploy.bundle.writer import BundleWriter
 from aecnn_deploy.errors import BundleError
-from aecnn_deploy.runtimes.samples import BundleSamples, VariantSamples, read_samples, verify_bundle, write_samples
-from tests.bundles import LABELS, SIZE, command, make_bundle, one_line, run_directly, run_full
-
-
-def with_samples(folder: Path, *, change: dict[str, float] | None = None) -> Path:
-    """A tiny bundle that keeps samples; ``change`` adds to the expected logits of a variant, or of "full"."""
-    make_bundle(folder / "plain")
-    plain = open_bundle(folder / "plain")
-    frames = np.random.default_rng(5).integers(0, 256, (5, SIZE, SIZE, 3), np.uint8)
-    change = change or {}
-    variants = {}
-    for spec in plain.manifest.variants:
-        import onnxruntime
-
-        head = onnxruntime.InferenceSession(str(plain.file(spec.head)), providers=["CPUExecutionProvider"])
-        planes = head.run(None, {"frames": frames})[0]
-        logits = np.stack([run_directly(plain, frame, spec.id) for frame in frames]).astype(np.float32)
-        logits[:, 0] += change.get(spec.id, 0.0)
-        variants[spec.id] = VariantSamples(planes, logits)
-    full = np.stack([run_full(plain, frame) for frame in frames]).astype(np.float32)
-    full[:, 0] += change.get("full", 0.0)
-    manifest = plain.manifest
-    with BundleWriter(folder / "bundle") as writer:
-        for name in manifest.files:
-            writer.copy(plain.file(name), name)
-        writer.commit(
-            backbone=manifest.backbone,
-            labels=manifest.labels,
-            input_spec=manifest.input,
-            full=manifest.full,
-            variants=manifest.variants,
-            measurements={},
-            tools={},
-            samples=write_samples(writer, BundleSamples(frames, full, variants)),
-        )
-    return folder / "bundle"
+from aecnn_deploy.runtimes.samples import read_samples, verify_bundle
+from tests.bundles import LABELS, SIZE, command, make_bundle, one_line
+from tests.sampled_bundles import with_samples
 
 
 def resealed(bundle: Path, **changes: Any) -> None:
@@ -114,8 +82,6 @@ def test_a_head_of_another_variant_does_not_fit(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="SHA-256"):
         open_bundle(bundle)
     document = json.loads((bundle / MANIFEST).read_bytes())
-    import hashlib
-
     content = (bundle / head).read_bytes()
     document["files"][head] = {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
     document["bundle_id"] = bundle_id(document)
@@ -137,8 +103,6 @@ def test_samples_of_another_kind_are_refused(tmp_path: Path) -> None:
     good = read_samples(open_bundle(bundle))
     assert good.frames.shape == (5, SIZE, SIZE, 3)
     assert good.full.shape == (5, len(LABELS))
-    with BundleWriter(tmp_path / "png") as writer:
-        writer.path("x")
     for changes, why in (
         ({"count": 4}, "expected 4 frames"),
         ({"full": "samples/tiny-l1-v2-u8.planes.npy"}, r"full|holds uint8"),
