@@ -41,9 +41,10 @@ test-fast: $(STAMP) ## the tests that are neither slow nor need photographs or a
 test-gpu: $(STAMP) ## the tests on an NVIDIA GPU (install the extra tensorrt or cuda first)
 	$(BIN)/python -m pytest -m gpu
 
-test-arm64: $(STAMP) ## the tests on an arm64 Python that AECNN_ARM64_PYTHON names (emulated will do)
-	@test -n "$${AECNN_ARM64_PYTHON:-}" || { echo "AECNN_ARM64_PYTHON names no arm64 Python; see tests/test_arm64.py" >&2; exit 1; }
-	$(BIN)/python -m pytest -m arm64
+test-arm64: $(STAMP) ## the device half on an arm64 Python: AECNN_ARM64_PYTHON, else an emulated Raspberry Pi that is built
+	python="$${AECNN_ARM64_PYTHON:-}"; \
+	[ -n "$$python" ] || python="$$(PATH="$$PWD/$(BIN):$$PATH" tools/arm64_python.sh build/arm64)" || exit 1; \
+	AECNN_ARM64_PYTHON="$$python" $(BIN)/python -m pytest -m arm64
 
 check: lint types arch ## ruff, mypy and the import layers: what CI runs before the tests
 

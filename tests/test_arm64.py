@@ -1,9 +1,12 @@
-"""Every coder on a Raspberry Pi's processor: what one machine codes the other decodes to the same bits.
+"""A Raspberry Pi's processor: coders exact to the bit, heads to a step, and the device half against an edge here.
 
-AECNN_ARM64_PYTHON names a Python of an arm64 system that starts here, with numpy, zstandard, msgspec, pyjpegls and
-pillow (an emulated one serves: qemu-user); without it the tests are skipped.
+AECNN_ARM64_PYTHON names a Python of an arm64 system that starts here, with this project's wheel and its extra "device"
+(an emulated one serves: qemu-user); without it the tests are skipped. ARM_CPU in its environment names the processor
+that an emulator plays: a Raspberry Pi 4's or 5's.
 """
 
+import io
+import json
 import os
 import subprocess
 import textwrap
@@ -12,8 +15,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from aecnn_deploy.bundle.reader import open_bundle
 from aecnn_deploy.codec import CODERS, DELTA_CODERS, DeltaEncoder, PlaneDecoder, PlaneEncoder, coder_names
+from aecnn_deploy.runtimes.device_client import DeviceSettings, run_device
+from aecnn_deploy.runtimes.frames import read_frame
+from aecnn_deploy.runtimes.onnxruntime_runner import OnnxRuntimeRunner
+from aecnn_deploy.training.samples import write_sample_photographs
+from aecnn_deploy.zoo import zoo_bundle
+from tests.bundles import serving
 from tests.planes import DICTIONARY
 
 PYTHON = os.environ.get("AECNN_ARM64_PYTHON")
@@ -116,3 +127,99 @@ def test_every_coder_is_exact_between_this_machine_and_an_arm64_one(tmp_path: Pa
             np.testing.assert_array_equal(decoded, values)
             if name in ("raw", "packed", "jpegls", "delta-jpegls"):  # zstd's bytes change with its release
                 assert payload == here[own].tobytes(), own
+
+
+HEADS = """
+import platform
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from aecnn_deploy.bundle.reader import open_bundle
+from aecnn_deploy.runtimes.frames import read_frame
+from aecnn_deploy.runtimes.onnxruntime_runner import OnnxRuntimeRunner
+from aecnn_deploy.zoo import zoo_bundle
+
+assert platform.machine() == "aarch64", platform.machine()
+bundle = open_bundle(zoo_bundle("caltech101-lite0"))
+files = sorted(Path(sys.argv[1]).iterdir())
+frames = np.stack([read_frame(file, bundle.manifest.input, name=file.name) for file in files])
+made = {"frames": frames}
+for variant in bundle.manifest.variants:
+    with OnnxRuntimeRunner(bundle.file(variant.head), threads=1, variant=variant.id) as head:
+        made[variant.id] = np.concatenate([head.infer(frame[None]) for frame in frames])
+np.savez(sys.argv[2], **made)
+"""
+CORES = ("cortex-a72", "cortex-a76")  # Raspberry Pi 4 and 5
+
+
+def on_arm64(folder: Path, *words: str | Path, core: str = "cortex-a72") -> "subprocess.CompletedProcess[str]":
+    assert PYTHON is not None
+    environment = {"PATH": os.environ["PATH"], "OPENBLAS_NUM_THREADS": "1", "ARM_CPU": core, "HOME": str(folder)}
+    return subprocess.run(
+        [PYTHON, *words], capture_output=True, text=True, check=False, cwd=folder, env=environment, timeout=600
+    )
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with three photographs and a home, where the wheel with its extra is installed on that Python."""
+    folder = tmp_path_factory.mktemp("arm64")
+    if on_arm64(folder, "-c", "import aecnn_deploy.zoo, onnxruntime, websockets").returncode:
+        pytest.skip("that Python has not this project's wheel with its extra 'device'")
+    write_sample_photographs(folder / "all")
+    (folder / "photos").mkdir()
+    for file in sorted((folder / "all").iterdir())[::4]:
+        with Image.open(file) as picture:
+            picture.save((folder / "photos" / file.name).with_suffix(".jpg"), quality=92)
+    return folder
+
+
+@pytest.mark.parametrize("core", CORES)
+def test_every_head_of_the_zoo_gives_the_planes_of_this_machine(installed: Path, core: str) -> None:
+    (installed / "heads.py").write_text(HEADS)
+    done = on_arm64(installed, "heads.py", "photos", f"{core}.npz", core=core)
+    assert done.returncode == 0, done.stderr[-2000:]
+    there = dict(np.load(installed / f"{core}.npz"))
+    bundle = open_bundle(zoo_bundle("caltech101-lite0"))
+    files = sorted((installed / "photos").iterdir())
+    frames = np.stack([read_frame(file, bundle.manifest.input, name=file.name) for file in files])
+    np.testing.assert_array_equal(there["frames"], frames)  # decoded and resized to the same bits
+    for variant in bundle.manifest.variants:
+        with OnnxRuntimeRunner(bundle.file(variant.head), threads=1) as head:
+            here = np.concatenate([head.infer(frame[None]) for frame in frames])
+        difference = np.abs(there[variant.id].astype(int) - here)
+        assert difference.max() <= 1, variant.id
+        assert (difference > 0).mean() <= 1e-3, variant.id
+
+
+@pytest.mark.parametrize("core", CORES)
+def test_doctor_finds_a_device(installed: Path, core: str) -> None:
+    done = on_arm64(installed, "-m", "aecnn_deploy", "doctor", "--json", core=core)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert json.loads(done.stdout)
+
+
+def test_a_device_there_and_an_edge_here_name_what_two_halves_here_name(installed: Path) -> None:
+    bundle = open_bundle(zoo_bundle("caltech101-lite0"))
+    words = (
+        "-m",
+        "aecnn_deploy",
+        "run-device",
+        "zoo:caltech101-lite0",
+        "--source",
+        "photos",
+        "--threads",
+        "1",
+        "--json",
+    )
+    with serving(bundle.path) as edge:
+        done = on_arm64(installed, *words, "--edge", edge.url)
+        assert done.returncode == 0, done.stderr[-2000:]
+        here = run_device(bundle, DeviceSettings(edge.url), str(installed / "photos"), stdin=io.BytesIO())
+    there = json.loads(done.stdout)
+    assert there["bundle_id"] == here.bundle_id
+    assert [image["label"] for image in there["images"]] == [image.label for image in here.images]
+    for image, own in zip(there["images"], here.images, strict=True):
+        assert image["score"] == pytest.approx(own.score, abs=0.02)
