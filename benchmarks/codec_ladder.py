@@ -1,6 +1,5 @@
 """Bytes and milliseconds of every coder on real planes, with plain zstd, JPEG-LS files and JPEG XL beside them.
 
-    pip install imagecodecs        # JPEG XL and JPEG-LS as files; the package itself does not need it
     python -m benchmarks.codec_ladder --data $AECNN_DATA/caltech101
 
 Planes of 60 photographs: the four strongest channels of EfficientNet-Lite0's stem (l = 1) and of l = 3 and 5, with the
@@ -11,8 +10,7 @@ where calibration would keep them.
 """
 
 import argparse
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +18,11 @@ import imagecodecs
 import numpy as np
 import numpy.typing as npt
 import torch
-import zstandard
 
 from aecnn_deploy.bundle.manifest import InputSpec
 from aecnn_deploy.bundle.reader import open_bundle
 from aecnn_deploy.calibration.coders import measure_coders
+from aecnn_deploy.calibration.peers import measure_peers
 from aecnn_deploy.calibration.plane_coding import calibrate_coding
 from aecnn_deploy.codec import PlaneDictionary, PlaneLayout
 from aecnn_deploy.codec.prediction import residuals
@@ -116,42 +114,12 @@ def _quantised(tensors: torch.Tensor, bits: int) -> Planes:
 
 def _rows(name: str, planes: Planes, bits: int, dictionary: PlaneDictionary | None) -> Iterator[dict[str, Any]]:
     common = {"source": name, "planes": list(planes.shape[1:]), "bits": bits}
-    for figures in measure_coders(planes, bits, dictionary=dictionary):
+    for figures in (*measure_coders(planes, bits, dictionary=dictionary), *measure_peers(planes)):
         yield common | {
             "coder": figures.coder,
             "bytes_mean": round(figures.bytes_mean, 1),
             "encode_ms_p50": round(figures.encode_ms_p50, 4),
             "decode_ms_p50": round(figures.decode_ms_p50, 4),
-        }
-    plain, reader = zstandard.ZstdCompressor(level=3, write_checksum=False), zstandard.ZstdDecompressor()
-    tall = planes.reshape(len(planes), -1, planes.shape[3])
-    peers: dict[str, tuple[Callable[[Any], bytes], Callable[[bytes], Any]]] = {
-        "plain zstd-3": (
-            lambda x: plain.compress(x.tobytes()),
-            lambda b: np.frombuffer(reader.decompress(b), np.uint8),
-        ),
-        "JPEG-LS file": (imagecodecs.jpegls_encode, imagecodecs.jpegls_decode),
-        "JPEG XL, effort 3": (
-            lambda x: imagecodecs.jpegxl_encode(x, lossless=True, effort=3, numthreads=1),
-            lambda b: imagecodecs.jpegxl_decode(b, numthreads=1),
-        ),
-    }
-    for peer, (encode, decode) in peers.items():
-        sizes, encode_ms, decode_ms = [], [], []
-        for image in (*tall[:5], *tall):
-            started_s = time.perf_counter()
-            content = encode(image)
-            middle_s = time.perf_counter()
-            decoded = decode(content)
-            encode_ms.append((middle_s - started_s) * 1e3)
-            decode_ms.append((time.perf_counter() - middle_s) * 1e3)
-            sizes.append(len(content))
-            assert np.array_equal(decoded.reshape(image.shape), image)
-        yield common | {
-            "coder": peer,
-            "bytes_mean": round(float(np.mean(sizes[5:])), 1),
-            "encode_ms_p50": round(float(np.median(encode_ms[5:])), 4),
-            "decode_ms_p50": round(float(np.median(decode_ms[5:])), 4),
         }
     layout = PlaneLayout((planes.shape[1], planes.shape[2], planes.shape[3]), bits)
     entropy = float(np.mean([_entropy_bytes(residuals(layout, image, "median")) for image in planes]))

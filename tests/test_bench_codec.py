@@ -6,12 +6,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+import zstandard
 
 from aecnn_deploy.calibration.coders import measure_coders
+from aecnn_deploy.calibration.peers import has_picture_codecs, measure_peers
 from aecnn_deploy.codec import PlaneEncoder, coder_names
 from aecnn_deploy.errors import CodecError
 from tests.bundles import command, make_bundle, make_photos, one_line
+from tests.planes import waves
 
+PEERS = ["plain zstd-3", *(["JPEG-LS file", "JPEG XL e3"] if has_picture_codecs() else [])]
 WITHOUT_DICTIONARY = [name for name in coder_names() if name != "zstd-dict"]
 
 
@@ -34,8 +38,12 @@ def documents(*arguments: str) -> list[dict[str, Any]]:
 def test_a_file_of_planes_is_coded_by_every_coder(planes: np.ndarray, tmp_path: Path) -> None:
     np.save(tmp_path / "planes.npy", planes)
     rows = documents("--planes", str(tmp_path / "planes.npy"), "--bits", "4", "--limit", "3")
-    assert [row["coder"] for row in rows] == WITHOUT_DICTIONARY
+    ours = [row for row in rows if row["coder"] in coder_names()]
+    assert [row["coder"] for row in ours] == WITHOUT_DICTIONARY
+    assert [row["coder"] for row in rows[len(ours) :]] == PEERS
     for row in rows:
+        assert row["images"] == 3
+    for row in ours:
         encoder = PlaneEncoder((3, 8, 8), 4, coder=row["coder"])
         sizes = [len(encoder.encode(image).payload) for image in planes[:3]]
         assert row["bytes_mean"] == round(float(np.mean(sizes)), 1)
@@ -51,13 +59,29 @@ def test_the_heads_of_a_bundle_make_planes_of_photographs(tmp_path: Path) -> Non
     rows = documents(str(tmp_path / "bundle"), "--images", str(photos[0].parent))
     assert {row["source"] for row in rows} == {"tiny-l1-v2-u8", "tiny-l1-v4-u4"}
     assert {row["images"] for row in rows} == {3}
-    assert len(rows) == 2 * len(WITHOUT_DICTIONARY)
+    assert len(rows) == 2 * len([*WITHOUT_DICTIONARY, *PEERS])
     make_bundle(tmp_path / "calibrated", dictionary=True)
     rows = documents(str(tmp_path / "calibrated"), "--images", str(photos[0].parent))
-    assert [row["coder"] for row in rows] == 2 * list(coder_names())
+    assert [row["coder"] for row in rows] == 2 * [*coder_names(), *PEERS]
     table = command("bench", "codec", str(tmp_path / "bundle"), "--images", str(photos[0].parent)).stdout.decode()
     assert max(map(len, table.splitlines())) <= 80
     assert table.count("jpegls") == 2
+
+
+def test_images_beyond_the_limit_train_a_dictionary_where_one_pays(tmp_path: Path) -> None:
+    small = np.stack([waves(1, 14, 8, seed=seed * 7, noise=0.02) for seed in range(130)])
+    np.save(tmp_path / "planes.npy", small)
+    rows = {row["coder"]: row for row in documents("--planes", str(tmp_path / "planes.npy"), "--limit", "20")}
+    assert rows["zstd-dict"]["images"] == 20
+    assert rows["zstd-dict"]["bytes_mean"] < 0.98 * rows["zstd"]["bytes_mean"]
+    rows = {row["coder"]: row for row in documents("--planes", str(tmp_path / "planes.npy"), "--limit", "130")}
+    assert "zstd-dict" not in rows
+
+
+def test_plain_zstd_is_plain_zstd(planes: np.ndarray) -> None:
+    plain = measure_peers(planes)[0]
+    compressor = zstandard.ZstdCompressor(level=3, write_checksum=False)
+    assert plain.bytes_mean == np.mean([len(compressor.compress(image.tobytes())) for image in planes])
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from aecnn_deploy.cli.bundle_argument import open_named
-from aecnn_deploy.cli.console import print_json
+from aecnn_deploy.cli.console import print_json, say
 from aecnn_deploy.cli.photographs import head_planes, read_frames
 from aecnn_deploy.errors import SettingsError, SourceError
 
@@ -54,10 +54,13 @@ def codec(
 ) -> None:
     """Compare the coders on quantised planes: bytes, milliseconds to encode and to decode.
 
-    Each image is coded, decoded and compared. Bytes are the payload's mean, without the 36 bytes of our header; times
-    are medians of one image on one thread of this machine, checks and copies included.
+    Each image is coded, decoded and compared; plain zstd, and JPEG-LS files and JPEG XL where imagecodecs is installed,
+    stand beside our coders. Of a --planes file, images after --limit train a zstd dictionary where they suffice. Bytes
+    are the payload's mean, without the 36 bytes of our header; times are medians of one image on one thread of this
+    machine, checks and copies included.
     """
     from aecnn_deploy.calibration.coders import measure_coders
+    from aecnn_deploy.calibration.peers import has_picture_codecs, measure_peers
 
     if planes is not None:
         if bundle is not None or images is not None:
@@ -70,7 +73,8 @@ def codec(
     rows: list[dict[str, Any]] = []
     for source in sources:
         shape = list(source.planes.shape[1:])
-        for figures in measure_coders(source.planes, source.bits, dictionary=source.dictionary):
+        ours = measure_coders(source.planes, source.bits, dictionary=source.dictionary)
+        for figures in (*ours, *measure_peers(source.planes)):
             rows.append(
                 {
                     "source": source.name,
@@ -84,6 +88,8 @@ def codec(
                     "raw_share": round(figures.raw_share, 3),
                 }
             )
+    if not has_picture_codecs():
+        say("JPEG XL and JPEG-LS files are left out of the comparison: pip install imagecodecs")
     if as_json:
         print_json({"rows": rows})
     else:
@@ -93,6 +99,8 @@ def codec(
 def _read_planes(path: Path, bits: int, limit: int) -> _Source:
     """The planes in a .npy file. Raises SourceError: none such, or an array of another kind."""
     import numpy as np
+
+    from aecnn_deploy.calibration.plane_coding import MOST_IMAGES, calibrate_coding
 
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -105,10 +113,11 @@ def _read_planes(path: Path, bits: int, limit: int) -> _Source:
             f"{path} holds {getattr(array, 'dtype', type(array).__name__)} {getattr(array, 'shape', '')}, expected "
             "uint8 (N, C, H, W) with at least one value; save it with numpy.save"
         )
-    chosen = array[:limit]
+    chosen, others = array[:limit], array[limit : limit + MOST_IMAGES]
     if chosen.nbytes > _MOST_PLANES:
         raise SourceError(f"{path}: {len(chosen)} images hold over {_MOST_PLANES} bytes; choose a smaller --limit")
-    return _Source(str(path), np.array(chosen), bits)
+    dictionary = calibrate_coding(np.array(others), bits).dictionary if len(others) else None
+    return _Source(str(path), np.array(chosen), bits, dictionary)
 
 
 def _run_heads(bundle: "Bundle", images: Path, limit: int) -> list[_Source]:
