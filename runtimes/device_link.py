@@ -116,15 +116,16 @@ class EdgeLink:
         return welcome
 
     def measure(self) -> None:
-        """Send empty messages (WebSocket pings) there and back, for ``rate``. An unanswered one is left out."""
+        """Send empty messages (WebSocket pings) there and back, for ``rate``, until one is not answered in time."""
         for _ in range(_PINGS):
             began_s = time.perf_counter()
             try:
                 answered = self._connection.ping().wait(self._timeout_s)
             except self._connection_closed:
                 return  # the next request finds it out
-            if answered:
-                self.rate.pinged((time.perf_counter() - began_s) * 1e3)
+            if not answered:
+                return
+            self.rate.pinged((time.perf_counter() - began_s) * 1e3)
 
     def request(self, variant: int, planes: EncodedPlanes, *, deadline_ms: int) -> Reply:
         """Send one image's planes and wait for the answer.
