@@ -9,5 +9,5 @@ rm -rf "$out"
 mkdir -p "$out"
 out=$(cd "$out" && pwd)
 python3 -m pip wheel -q --no-deps -w "$out/wheel" . >&2
-bash tools/arm64_root.sh "$out/root" "$(ls "$out"/wheel/aecnn_deploy-*.whl)[device]" >&2
-echo "$out/root/python"
+bash tools/arm64_root.sh "$out/pi" "$(ls "$out"/wheel/aecnn_deploy-*.whl)[device]" >&2
+echo "$out/pi/python"
