@@ -96,15 +96,8 @@ def calibrate_bundle(bundle: Bundle, planes_of: Callable[[VariantSpec], Array], 
         coding = calibrate_coding(planes_of(spec), spec.bits)
         measured[spec.id] = coding.measurements()
         variants.append(msgspec.structs.replace(spec, coding=write_coding(writer, spec.id, coding)))
-    return writer.commit(
-        backbone=manifest.backbone,
-        labels=manifest.labels,
-        input_spec=manifest.input,
-        full=manifest.full,
-        variants=tuple(variants),
-        measurements={**manifest.measurements, "coding": measured},
-        tools=manifest.tools,
-        samples=manifest.samples,
+    return writer.commit_changed(
+        manifest, variants=tuple(variants), measurements={**manifest.measurements, "coding": measured}
     )
 
 

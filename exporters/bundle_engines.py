@@ -45,16 +45,9 @@ def add_engines(
             for target in built_for:
                 with_half = _with_engine(bundle, with_half, writer, target, request.batch, progress)
             variants.append(with_half)
-        product = load_product(request.product)
-        return writer.commit(
-            backbone=manifest.backbone,
-            labels=manifest.labels,
-            input_spec=manifest.input,
-            full=manifest.full,
-            variants=tuple(variants),
-            measurements=manifest.measurements,
-            tools={**manifest.tools, request.product: product.__version__},
-            samples=manifest.samples,
+        version = load_product(request.product).__version__
+        return writer.commit_changed(
+            manifest, variants=tuple(variants), tools={**manifest.tools, request.product: version}
         )
 
 

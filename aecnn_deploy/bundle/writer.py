@@ -124,6 +124,26 @@ class BundleWriter:
             raise BundleError(f"cannot write {self.out}: {exc.strerror}") from None
         return msgspec.structs.replace(manifest, bundle_id=document["bundle_id"])
 
+    def commit_changed(
+        self,
+        old: Manifest,
+        *,
+        variants: tuple[VariantSpec, ...],
+        measurements: dict[str, Any] | None = None,
+        tools: dict[str, str] | None = None,
+    ) -> Manifest:
+        """Commit a bundle that is ``old`` with other variants, measurements or tools. Raises BundleError."""
+        return self.commit(
+            backbone=old.backbone,
+            labels=old.labels,
+            input_spec=old.input,
+            full=old.full,
+            variants=variants,
+            measurements=old.measurements if measurements is None else measurements,
+            tools=old.tools if tools is None else tools,
+            samples=old.samples,
+        )
+
     def _move(self) -> None:
         for file in self.root.rglob("*"):
             if file.is_file():
