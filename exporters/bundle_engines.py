@@ -14,7 +14,7 @@ from aecnn_deploy.exporters.progress import Progress, Silent
 from aecnn_deploy.optional import require
 from aecnn_deploy.runtimes.edge_runners import engine_of
 from aecnn_deploy.runtimes.onnxruntime_runner import OnnxRuntimeRunner
-from aecnn_deploy.runtimes.samples import read_samples
+from aecnn_deploy.runtimes.samples import VariantSamples, read_samples
 from aecnn_deploy.runtimes.tensorrt_probe import load_product
 from aecnn_deploy.runtimes.verification import verify_logits
 
@@ -40,10 +40,12 @@ def add_engines(
                 writer.copy(bundle.file(name), name)
         progress.stage("engines", len(manifest.variants) * len(built_for))
         variants = []
+        samples = read_samples(bundle).variants if manifest.samples else {}
         for spec in manifest.variants:
-            with_half = _half_tail(bundle, spec, writer)
+            own = samples.get(spec.id)
+            with_half = _half_tail(bundle, spec, writer, own)
             for target in built_for:
-                with_half = _with_engine(bundle, with_half, writer, target, request.batch, progress)
+                with_half = _with_engine(with_half, writer, target, request.batch, own, progress)
             variants.append(with_half)
         version = load_product(request.product).__version__
         return writer.commit_changed(
@@ -51,7 +53,7 @@ def add_engines(
         )
 
 
-def _half_tail(bundle: Bundle, spec: VariantSpec, writer: BundleWriter) -> VariantSpec:
+def _half_tail(bundle: Bundle, spec: VariantSpec, writer: BundleWriter, own: VariantSamples | None) -> VariantSpec:
     """``spec`` with a fp16 tail: TensorRT takes its precision from the ONNX file, and Turing knows no fp32 product."""
     if ONNX_FP16 in spec.tails:
         return spec
@@ -69,18 +71,17 @@ def _half_tail(bundle: Bundle, spec: VariantSpec, writer: BundleWriter) -> Varia
                 f"the tail of {spec.id} cannot be made half: {exc}; export the run with --engine"
             ) from exc
     onnx.save(half, str(path))
-    if bundle.manifest.samples is not None:
-        own = read_samples(bundle).variants[spec.id]
+    if own is not None:
         verify_logits(OnnxRuntimeRunner(path), name, own.planes, own.logits, "fp16")
     return msgspec.structs.replace(spec, tails={**spec.tails, ONNX_FP16: name})
 
 
 def _with_engine(
-    bundle: Bundle,
     spec: VariantSpec,
     writer: BundleWriter,
     target: Target,
     batch: tuple[int, int, int],
+    own: VariantSamples | None,
     progress: Progress,
 ) -> VariantSpec:
     name = f"tails/{spec.id}.{target.name}.engine"
@@ -95,8 +96,7 @@ def _with_engine(
         batch=batch,
         note=lambda phase: progress.note(f"{name}: {phase}"),
     )
-    if target.here and bundle.manifest.samples is not None:
-        own = read_samples(bundle).variants[spec.id]
+    if target.here and own is not None:
         verify_logits(engine_of(path, engine), name, own.planes, own.logits, "fp16")
     progress.step()
     return msgspec.structs.replace(

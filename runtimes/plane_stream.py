@@ -59,8 +59,8 @@ class PlaneStream:
         """Connect and greet. Raises what ``EdgeLink.open`` does; CodecError: the edge does not decode the coder."""
         welcome = self._link.open()
         self._last, self._references = None, min(welcome.references, MAX_DISTANCE)
-        if self._coder in _OBJECTIVE:
-            self._link.measure()
+        if self._coder == AUTO or (self._coder == SMALLEST and self._link.rate.fixed_ms is None):
+            self._link.measure()  # the fewest bytes need no rate: once, for what is told of the choice
         coders = self._wanted((*welcome.coders, "raw"))  # raw is always allowed
         if coders != self._choice.offered:  # another edge may answer there now
             self._choice = self._choose(coders)

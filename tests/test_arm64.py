@@ -166,8 +166,8 @@ def on_arm64(folder: Path, *words: str | Path, core: str = "cortex-a72") -> "sub
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with three photographs and a home, where the wheel with its extra is installed on that Python."""
     folder = tmp_path_factory.mktemp("arm64")
-    if on_arm64(folder, "-c", "import aecnn_deploy.zoo, onnxruntime, websockets").returncode:
-        pytest.skip("that Python has not this project's wheel with its extra 'device'")
+    done = on_arm64(folder, "-c", "import aecnn_deploy.zoo, onnxruntime, websockets")
+    assert done.returncode == 0, f"install this project's wheel with its extra 'device' there: {done.stderr[-500:]}"
     write_sample_photographs(folder / "all")
     (folder / "photos").mkdir()
     for file in sorted((folder / "all").iterdir())[::4]:

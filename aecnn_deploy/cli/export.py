@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
 EXAMPLE = "Example: aecnn-deploy export run --out bundle --engine tensorrt-rtx --sm 75 --sm 86"
 
-_MOST_IMAGES = 400
-
 
 def register(app: typer.Typer) -> None:
     """Add the command to ``app``."""
@@ -48,7 +46,7 @@ def export(
     ] = False,
     images: Annotated[
         Path | None,
-        typer.Option(help="Photographs to choose the planes' coding with, best 200. Default: the run's few."),
+        typer.Option(help="Photographs to choose the planes' coding with, at most 400. Default: the run's few."),
     ] = None,
     samples: Annotated[
         bool,
@@ -68,13 +66,14 @@ def export(
     request = engine_request(engine, sm, batch_max)
     for module in ("torch", "onnx", "onnxscript", "onnxruntime"):
         require(module, why="exporting", extra="train")
+    from aecnn_deploy.calibration.plane_coding import MOST_IMAGES
     from aecnn_deploy.exporters.export import export_run
     from aecnn_deploy.models.run import load_run
 
     start_s = time.perf_counter()
     verified: dict[str, Verified] = {}
     trained = load_run(run)
-    frames = read_frames(images, trained.input, _MOST_IMAGES) if images else None
+    frames = read_frames(images, trained.input, MOST_IMAGES) if images else None
     with StageBars() as bars:
         manifest = export_run(
             trained,
