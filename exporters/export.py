@@ -12,20 +12,31 @@ import numpy as np
 import torch
 
 from aecnn_deploy import __version__
-from aecnn_deploy.bundle.manifest import ONNX_FP16, ONNXRUNTIME, CodingSpec, EngineSpec, Manifest, VariantSpec
+from aecnn_deploy.bundle.manifest import (
+    FP32,
+    INT8,
+    ONNX_FP16,
+    ONNXRUNTIME,
+    CodingSpec,
+    EngineSpec,
+    Manifest,
+    VariantSpec,
+)
 from aecnn_deploy.bundle.writer import BundleWriter
 from aecnn_deploy.calibration.plane_coding import PlaneCoding, calibrate_coding, write_coding
-from aecnn_deploy.errors import ExportError, SettingsError
+from aecnn_deploy.errors import ExportError, RunFormatError, SettingsError
 from aecnn_deploy.exporters.engines import EngineRequest, Target, build_engine, targets
+from aecnn_deploy.exporters.int8_calibration import HeadCalibration, calibrated_head, read_calibration
 from aecnn_deploy.exporters.onnx_export import export_onnx
 from aecnn_deploy.exporters.progress import Progress, Silent
 from aecnn_deploy.exporters.verify import reference
 from aecnn_deploy.runtimes.base import Array
+from aecnn_deploy.runtimes.head_choice import PRECISIONS
 from aecnn_deploy.runtimes.onnxruntime_runner import VARIANT_KEY, OnnxRuntimeRunner
 from aecnn_deploy.runtimes.samples import BundleSamples, VariantSamples, write_samples
 from aecnn_deploy.runtimes.tensorrt_probe import load_product
 from aecnn_deploy.runtimes.tensorrt_runner import TensorRTRtxRunner, TensorRTRunner
-from aecnn_deploy.runtimes.verification import SAMPLES, Verified, verify_logits, verify_planes
+from aecnn_deploy.runtimes.verification import SAMPLES, Verified, verify_int8_planes, verify_logits, verify_planes
 
 if TYPE_CHECKING:
     from aecnn_deploy.models.run import Run, TrainedVariant
@@ -46,6 +57,9 @@ class _Exported:
     logits: Array  # torch's, from these planes
     tails: dict[str, str]
     coding: PlaneCoding
+    heads: dict[str, str]  # precision -> file
+    head: str  # the default
+    int8: Array | None = None  # the int8 head's planes
     engines: dict[str, EngineSpec] = field(default_factory=dict)
 
 
@@ -55,6 +69,7 @@ def export_run(
     *,
     engine: EngineRequest | None = None,
     variants: Collection[str] | None = None,
+    head_precisions: Collection[str] = (FP32,),
     replace: bool = False,
     compact: bool = False,
     calibration_frames: Array | None = None,
@@ -71,7 +86,9 @@ def export_run(
     less than half of the bytes. What is exported is then compared with torch on the rounded weights.
     ``calibration_frames``: photographs, uint8 (N, H, W, 3), whose planes choose how planes are predicted and train a
     zstd dictionary; None: those that the run keeps, too few for a dictionary. ``samples``: keep the photographs that
-    files were compared on, and what they should give, in the bundle, for ``bundle verify --deep``. ``licence`` of the
+    files were compared on, and what they should give, in the bundle, for ``bundle verify --deep``.
+    ``head_precisions``: "fp32", "int8" or both; int8 needs ``calibrate ranges`` before, and with both the one that was
+    faster there is the default. ``licence`` of the
     weights stands in each file's metadata. ``on_verified`` hears of each file that was compared. But for engines, the
     same run gives the same bundle id.
     Raises SettingsError, MissingExtraError, ExportError, VerificationError, BundleError.
@@ -81,11 +98,12 @@ def export_run(
     if len(run.frames) < SAMPLES:
         raise ExportError(f"{run.path} keeps {len(run.frames)} photographs, verification needs {SAMPLES}; train again")
     built_for = targets(engine) if engine else ()
+    calibration = _calibration(run, chosen, head_precisions)
     writer = BundleWriter(out, replace=replace)
     with writer:
         frames = run.frames if calibration_frames is None else calibration_frames
-        job = _Job(run, writer, progress, compact, frames, on_verified, licence)
-        progress.stage("heads and tails", len(chosen) * (3 if engine else 2))
+        job = _Job(run, writer, progress, compact, frames, on_verified, licence, head_precisions, calibration)
+        progress.stage("heads and tails", len(chosen) * (len(job.precisions) + (2 if engine else 1)))
         exported = [job.variant(variant, half=engine is not None) for variant in chosen]
         progress.stage("full model", 1)
         full = job.full()
@@ -96,7 +114,7 @@ def export_run(
                     job.engine(item, target, engine.batch)
         kept = None
         if samples:
-            references = {item.variant.id: VariantSamples(item.planes, item.logits) for item in exported}
+            references = {item.variant.id: VariantSamples(item.planes, item.logits, item.int8) for item in exported}
             kept = write_samples(writer, BundleSamples(run.frames[:SAMPLES], full, references))
         return writer.commit(
             backbone=run.backbone_name,
@@ -109,6 +127,7 @@ def export_run(
                 **run.measurements,
                 "verification": {name: _lasting(item) for name, item in job.verified.items()},
                 "coding": {item.variant.id: item.coding.measurements() for item in exported},
+                **_int8_measurements(calibration),
             },
             tools=_tools(engine),
         )
@@ -120,6 +139,34 @@ def _choose(run: "Run", names: Collection[str] | None) -> "tuple[TrainedVariant,
         if name not in known:
             raise SettingsError(f"{run.path} has no variant {name!r}; it has {', '.join(known)}")
     return tuple(variant for variant in run.variants if names is None or variant.id in names)
+
+
+def _calibration(
+    run: "Run", chosen: "tuple[TrainedVariant, ...]", precisions: Collection[str]
+) -> dict[str, HeadCalibration]:
+    """Of the chosen variants, where int8 heads are asked for. Raises SettingsError, RunFormatError."""
+    for precision in precisions:
+        if precision not in PRECISIONS:
+            raise SettingsError(f"no head precision {precision!r}; choose one or more of {', '.join(PRECISIONS)}")
+    if not precisions:
+        raise SettingsError(f"no head precision; choose one or more of {', '.join(PRECISIONS)}")
+    if INT8 not in precisions:
+        return {}
+    known = read_calibration(run.path).variants
+    for variant in chosen:
+        if variant.id not in known:
+            raise RunFormatError(
+                f"{variant.id} is not calibrated for an int8 head; "
+                f"run: aecnn-deploy calibrate ranges {run.path} --data PHOTOGRAPHS"
+            )
+    return {variant.id: known[variant.id] for variant in chosen}
+
+
+def _int8_measurements(calibration: dict[str, HeadCalibration]) -> dict[str, Any]:
+    """What `calibrate ranges` measured, for the manifest."""
+    keys = ("method", "images", "mean_difference", "agreement", "fp32_ms", "int8_ms")
+    measured = {name: {key: getattr(item, key) for key in keys} for name, item in calibration.items()}
+    return {"int8": measured} if measured else {}
 
 
 class _Job:
@@ -134,8 +181,12 @@ class _Job:
         calibration_frames: Array,
         on_verified: Callable[[str, Verified], None],
         licence: str,
+        precisions: Collection[str],
+        calibration: dict[str, HeadCalibration],
     ) -> None:
         self._on_verified, self._licence = on_verified, licence
+        self.precisions = tuple(precision for precision in PRECISIONS if precision in precisions)
+        self._calibration = calibration
         self._compact, self._calibration_frames = compact, calibration_frames
         self._run, self._writer, self._progress = run, writer, progress
         self._frames: Array = run.frames[:SAMPLES]
@@ -144,19 +195,27 @@ class _Job:
         self.verified: dict[str, Verified] = {}
 
     def variant(self, variant: "TrainedVariant", *, half: bool) -> _Exported:
-        """Head and tail, and for ``half`` the tail in fp16."""
-        head, properties = self._rounded(variant.head()), self._properties({VARIANT_KEY: variant.id})
-        name = _head_file(variant)
-        path = self._begin(name)
-        export_onnx(
-            head, "head", path, input_shape=self._frame_shape, output_shape=variant.planes, properties=properties
-        )
+        """Heads and tail, and for ``half`` the tail in fp16."""
+        properties = self._properties({VARIANT_KEY: variant.id})
+        heads = {precision: _head_file(variant, precision) for precision in self.precisions}
+        head = self._rounded(variant.head())
         planes = reference(head if self._compact else variant.head(fold=False), self._frames)
-        self._verified(name, verify_planes(path, name, self._frames, planes))
-        with OnnxRuntimeRunner(path) as runner:
+        small: Array | None = None
+        if FP32 in heads:
+            path = self._begin(heads[FP32])
+            export_onnx(
+                head, "head", path, input_shape=self._frame_shape, output_shape=variant.planes, properties=properties
+            )
+            self._verified(heads[FP32], verify_planes(path, heads[FP32], self._frames, planes))
+            self._progress.step()
+        default = heads[self.precisions[0]]
+        if INT8 in heads:
+            small = self._int8_head(variant, heads[INT8], planes, properties)
+            if FP32 in heads:
+                default = heads[self._calibration[variant.id].faster]
+        with OnnxRuntimeRunner(self._writer.path(default)) as runner:
             sent = np.concatenate([runner.infer(frame[None]) for frame in self._calibration_frames])
         coding = calibrate_coding(sent, variant.bits)
-        self._progress.step()
         logits: Array | None = None
         tails: dict[str, str] = {}
         precisions = [(ONNXRUNTIME, "fp32", ".onnx"), (ONNX_FP16, "fp16", ".fp16.onnx")]
@@ -172,7 +231,19 @@ class _Job:
             self._verified(name, verify_logits(OnnxRuntimeRunner(path), name, planes, logits, precision))
             self._progress.step()
         assert logits is not None
-        return _Exported(variant, planes, logits, tails, coding)
+        return _Exported(variant, planes, logits, tails, coding, heads, default, small)
+
+    def _int8_head(self, variant: "TrainedVariant", name: str, planes: Array, properties: dict[str, str]) -> Array:
+        """The head for integer kernels; its planes of the verification photographs."""
+        path = self._begin(name)
+        calibrated_head(variant, self._calibration[variant.id], path, properties)
+        verified, small = verify_int8_planes(path, name, self._frames, planes, variant.bits)
+        tail = variant.tail()
+        winners = (reference(tail, item).argmax(axis=1) for item in (planes, small))
+        agreement = float(np.equal(*winners).mean())
+        self._verified(name, msgspec.structs.replace(verified, top1_agreement=agreement))
+        self._progress.step()
+        return small
 
     def full(self) -> Array:
         """The unsplit model; torch's logits for the verification photographs."""
@@ -242,8 +313,8 @@ def _lasting(verified: Verified) -> dict[str, Any]:
     return item
 
 
-def _head_file(variant: "TrainedVariant") -> str:
-    return f"heads/{variant.id}.onnx"
+def _head_file(variant: "TrainedVariant", precision: str) -> str:
+    return f"heads/{variant.id}.onnx" if precision == FP32 else f"heads/{variant.id}.{precision}.onnx"
 
 
 def _spec(item: _Exported, coding: CodingSpec) -> VariantSpec:
@@ -255,7 +326,8 @@ def _spec(item: _Exported, coding: CodingSpec) -> VariantSpec:
         ratio=variant.ratio,
         bits=variant.bits,
         planes=variant.planes,
-        head=_head_file(variant),
+        head=item.head,
+        heads=item.heads,
         head_macs=variant.head_macs,
         full_macs=variant.full_macs,
         tails=item.tails,

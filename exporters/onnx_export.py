@@ -21,7 +21,12 @@ MAX_IR_VERSION = 10
 BATCH = "batch"
 # part -> input's name, output's name
 IO_NAMES: Mapping[str, tuple[str, str]] = MappingProxyType(
-    {"head": ("frames", "planes"), "tail": ("planes", "logits"), "full": ("frames", "logits")}
+    {
+        "head": ("frames", "planes"),
+        "tail": ("planes", "logits"),
+        "full": ("frames", "logits"),
+        "steps": ("pixels", "steps"),  # a head before its planes are rounded: what int8 heads are made of
+    }
 )
 
 
@@ -36,11 +41,12 @@ def export_onnx(
 ) -> None:
     """Write ``module`` (uint8 (N, *input_shape) -> uint8 or float32 (N, *output_shape)) to the ONNX file ``path``.
 
+    The part "steps" takes float32.
     ``part`` is a key of IO_NAMES. The file has an open first axis called "batch", static other axes, weights inside,
     constants folded, no BatchNormalization, and ``properties`` as metadata. Raises ExportError: the exporter fails,
     freezes the batch, or writes something else than this.
     """
-    program = _capture(module, path.name, input_shape)
+    program = _capture(module, path.name, input_shape, whole=part != "steps")
     _simplify(program)
     model = _translate(program, part, path.name)
     _tidy(model, properties)
@@ -53,10 +59,10 @@ def export_onnx(
         raise ExportError(f"{path.name} does not pass onnx's checker: {_one_line(exc)}") from exc
 
 
-def _capture(module: "nn.Module", name: str, input_shape: tuple[int, ...]) -> Any:
+def _capture(module: "nn.Module", name: str, input_shape: tuple[int, ...], *, whole: bool) -> Any:
     """The module as an ExportedProgram of ATen operators. A batch of two: torch treats one as a constant."""
     torch = require("torch", why="exporting")
-    example = torch.zeros((2, *input_shape), dtype=torch.uint8)
+    example = torch.zeros((2, *input_shape), dtype=torch.uint8 if whole else torch.float32)
     batch = torch.export.Dim(BATCH, min=1)
     try:
         with torch.no_grad(), warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):

@@ -15,6 +15,7 @@ from aecnn_deploy.codec import DEFAULT_LEVEL, coder_names, delta_names
 from aecnn_deploy.errors import AecnnError, BundleError, RequestFailedError, SettingsError
 from aecnn_deploy.runtimes.device_link import EdgeLink
 from aecnn_deploy.runtimes.frames import read_frame
+from aecnn_deploy.runtimes.head_choice import AUTO, check_precision, choose_head
 from aecnn_deploy.runtimes.onnxruntime_runner import OnnxRuntimeRunner
 from aecnn_deploy.runtimes.plane_stream import SMALLEST, PlaneStream, check_coder
 from aecnn_deploy.runtimes.sources import SourceImage, open_source
@@ -29,6 +30,7 @@ class DeviceSettings:
 
     edge: str  # ws://HOST:PORT, wss://, http:// or https://
     variant: str | None = None  # None: the bundle's first
+    head: str = AUTO  # its precision; or "auto": the faster, as far as it is known
     threads: int = 0  # of the head; 0 takes every core
     spinning: bool = False
     coder: str = SMALLEST  # of the planes; or "auto": the fastest for each frame, or a coder's name
@@ -41,6 +43,7 @@ class DeviceSettings:
         if not 0 <= self.threads <= 1024:
             raise SettingsError(f"threads is {self.threads}, expected 0 (every core) to 1024")
         check_coder(self.coder)
+        check_precision(self.head)
         if self.deadline_ms is not None and not 0 < self.deadline_ms < 1e9:
             raise SettingsError(f"deadline_ms is {self.deadline_ms}, expected a positive number of milliseconds")
 
@@ -54,6 +57,7 @@ class ImageReport:
     variant: str
     error: str | None = None
     path: str = SPLIT
+    head: str | None = None  # precision of the head that ran
     coder: str | None = None
     index: int | None = None  # of the best class
     label: str | None = None
@@ -102,15 +106,16 @@ class Device:
     """One variant's head and encoder with the link to the edge: a context manager, used from one thread.
 
     Entering it connects, then loads the head. Raises EdgeUnreachableError, SessionRefusedError, RunnerError,
-    BundleError: no such variant. CodecError: the coder cannot take these planes, or the edge does not decode it.
-    MissingExtraError: the coder's library is not installed.
+    BundleError: no such variant. SettingsError: no head of that precision. CodecError: the coder cannot take these
+    planes, or the edge does not decode it. MissingExtraError: the coder's library is not installed.
     """
 
     def __init__(self, bundle: Bundle, settings: DeviceSettings) -> None:
         self._bundle, self._settings = bundle, settings
         self.variant = bundle.variant(settings.variant)
+        self._precision, file = choose_head(bundle, self.variant, settings.head, threads=settings.threads)
         self._head = OnnxRuntimeRunner(
-            bundle.file(self.variant.head),
+            bundle.file(file),
             threads=settings.threads,
             spinning=settings.spinning,
             variant=self.variant.id,
@@ -178,6 +183,7 @@ class Device:
             source=image.name,
             status="ok",
             variant=self.variant.id,
+            head=self._precision,
             coder=asked.encoded.coder,
             index=index,
             label=self._bundle.manifest.labels[index],

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from aecnn_deploy.bundle.manifest import ONNXRUNTIME, EngineSpec, SamplesSpec
+from aecnn_deploy.bundle.manifest import FP32, ONNXRUNTIME, EngineSpec, SamplesSpec
 from aecnn_deploy.bundle.reader import Bundle
 from aecnn_deploy.bundle.writer import BundleWriter
 from aecnn_deploy.errors import AecnnError, BundleError, EngineMismatchError, VerificationError
@@ -19,7 +19,13 @@ from aecnn_deploy.runtimes.base import Array
 from aecnn_deploy.runtimes.edge_runners import engine_runner
 from aecnn_deploy.runtimes.onnxruntime_runner import OnnxRuntimeRunner
 from aecnn_deploy.runtimes.tensorrt_probe import usable
-from aecnn_deploy.runtimes.verification import REFERENCE, Verified, verify_logits, verify_planes
+from aecnn_deploy.runtimes.verification import (
+    REFERENCE,
+    Verified,
+    verify_exact_planes,
+    verify_logits,
+    verify_planes,
+)
 
 OK, FAILED, NOT_RUN = "ok", "failed", "not run"
 _MOST_BYTES = 64 << 20  # of one array
@@ -27,10 +33,11 @@ _MOST_BYTES = 64 << 20  # of one array
 
 @dataclass(frozen=True, slots=True)
 class VariantSamples:
-    """The head's ``planes`` uint8 (N, C', h, w) for the frames; the tail's ``logits`` float32 (N, classes) for them."""
+    """The fp32 head's ``planes`` uint8 (N, C', h, w); the tail's ``logits`` of them, float32 (N, classes)."""
 
     planes: Array
     logits: Array
+    int8: Array | None = None  # the int8 head's planes, where there is one
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,11 +67,15 @@ def write_samples(writer: BundleWriter, samples: BundleSamples) -> SamplesSpec:
     frames = "samples/frames.png"
     tall.save(writer.path(frames), "PNG", optimize=True)
     full = _write(writer, "samples/full.logits.npy", samples.full)
-    planes, logits = {}, {}
+    planes, logits, small = {}, {}, {}
     for name, item in samples.variants.items():
         planes[name] = _write(writer, f"samples/{name}.planes.npy", item.planes)
         logits[name] = _write(writer, f"samples/{name}.logits.npy", item.logits)
-    return SamplesSpec(frames=frames, count=count, full=full, planes=planes, logits=logits, reference=REFERENCE)
+        if item.int8 is not None:
+            small[name] = _write(writer, f"samples/{name}.int8.planes.npy", item.int8)
+    return SamplesSpec(
+        frames=frames, count=count, full=full, planes=planes, logits=logits, reference=REFERENCE, int8=small
+    )
 
 
 def read_samples(bundle: Bundle) -> BundleSamples:
@@ -81,6 +92,9 @@ def read_samples(bundle: Bundle) -> BundleSamples:
             variant.id: VariantSamples(
                 _read(bundle, spec.planes[variant.id], np.uint8, (spec.count, *variant.planes)),
                 _read(bundle, spec.logits[variant.id], np.float32, logits),
+                _read(bundle, spec.int8[variant.id], np.uint8, (spec.count, *variant.planes))
+                if variant.id in spec.int8
+                else None,
             )
             for variant in manifest.variants
         },
@@ -96,9 +110,15 @@ def verify_bundle(bundle: Bundle, begin: Callable[[str], None] = lambda file: No
     manifest = bundle.manifest
     for variant in manifest.variants:
         own = samples.variants[variant.id]
-        begin(variant.head)
-        head = bundle.file(variant.head)
-        yield _check(variant.head, partial(verify_planes, head, variant.head, samples.frames, own.planes))
+        for precision, file in variant.head_files.items():
+            begin(file)
+            head = bundle.file(file)
+            if precision == FP32:
+                yield _check(file, partial(verify_planes, head, file, samples.frames, own.planes))
+            elif own.int8 is not None:
+                yield _check(file, partial(verify_exact_planes, head, file, samples.frames, own.int8))
+            else:
+                yield FileCheck(file, NOT_RUN, 0.0, reason="the bundle keeps no planes of this head; export it again")
         for target, file in variant.tails.items():
             if target not in variant.engines:
                 begin(file)

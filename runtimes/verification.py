@@ -9,16 +9,21 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from aecnn_deploy.bundle.manifest import INT8
 from aecnn_deploy.errors import ExportError, VerificationError
 from aecnn_deploy.runtimes.base import Array, Runner
 from aecnn_deploy.runtimes.onnxruntime_runner import OnnxRuntimeRunner
 
 REFERENCE = "torch fp32"
+INT8_REFERENCE = "int8 head"  # itself, where it was exported: integers are the same everywhere
 SAMPLES = 5  # photographs; also the larger of the two batches
 BATCHES = (1, SAMPLES)
 # A value that lies on the edge between two quantisation steps may fall either way in another library.
 MAX_STEP = 1
 MAX_STEP_SHARE = 1e-3
+# Mean difference of an int8 head's planes from the fp32 ones, as a share of the planes' levels. What it costs in
+# accuracy is measured by `calibrate ranges`; this refuses ranges that have nothing to do with the photographs.
+INT8_MEAN_SHARE = 0.05
 # Largest difference of two logits, as a share of the largest logit.
 LOGIT_TOLERANCE: Mapping[str, float] = MappingProxyType({"fp32": 1e-3, "fp16": 5e-2})
 
@@ -73,6 +78,65 @@ def verify_planes(path: Path, name: str, frames: Array, expected: Array) -> Veri
         cosine=cosine,
         seconds=round(time.perf_counter() - began_s, 3),
         differing_share=share,
+    )
+
+
+def verify_int8_planes(path: Path, name: str, frames: Array, expected: Array, bits: int) -> tuple[Verified, Array]:
+    """Compare the int8 head ``path`` with the fp32 reference's planes; what was measured, and the head's planes.
+
+    The tolerance is of the mean difference. Raises VerificationError: that is exceeded, or a batch of several gives
+    other planes than one frame at a time.
+    """
+    began_s = time.perf_counter()
+    tolerance = INT8_MEAN_SHARE * (2**bits - 1)
+    with OnnxRuntimeRunner(path) as runner:
+        _check_shape(runner, name, expected)
+        planes, *others = (_infer(runner, frames, batch) for batch in BATCHES)
+    difference = np.abs(planes.astype(np.int16) - expected)
+    mean = float(difference.mean())
+    if mean > tolerance:
+        raise VerificationError(name, "mean difference in quantisation steps is", mean, tolerance, BATCHES[0])
+    for batch, other in zip(BATCHES[1:], others, strict=True):
+        if differing := float((other != planes).mean()):
+            raise VerificationError(name, "share of values that another batch changes is", differing, 0.0, batch)
+    verified = Verified(
+        runner=runner.name,
+        frames=len(expected),
+        batches=BATCHES,
+        precision=INT8,
+        largest_difference=int(difference.max()),
+        tolerance=tolerance,
+        mean_difference=mean,
+        cosine=_cosine(planes, expected),
+        seconds=round(time.perf_counter() - began_s, 3),
+        differing_share=float((difference > 0).mean()),
+    )
+    return verified, planes
+
+
+def verify_exact_planes(path: Path, name: str, frames: Array, expected: Array) -> Verified:
+    """Compare the int8 head ``path`` with the planes that it gave where it was exported.
+
+    Raises VerificationError: one value differs.
+    """
+    began_s = time.perf_counter()
+    with OnnxRuntimeRunner(path) as runner:
+        _check_shape(runner, name, expected)
+        for batch in BATCHES:
+            if differing := float((_infer(runner, frames, batch) != expected).mean()):
+                raise VerificationError(name, "share of values that differ is", differing, 0.0, batch)
+    return Verified(
+        runner=runner.name,
+        frames=len(expected),
+        batches=BATCHES,
+        precision=INT8,
+        largest_difference=0,
+        tolerance=0,
+        mean_difference=0.0,
+        cosine=1.0,
+        seconds=round(time.perf_counter() - began_s, 3),
+        differing_share=0.0,
+        reference=INT8_REFERENCE,
     )
 
 

@@ -12,6 +12,7 @@ MANIFEST = "manifest.json"
 
 ONNXRUNTIME = "onnxruntime"  # the target that every tail has
 ONNX_FP16 = "onnx-fp16"  # the target that engines are built from
+FP32, INT8 = "fp32", "int8"  # the precisions of heads
 
 
 class InputSpec(msgspec.Struct, frozen=True):
@@ -52,7 +53,7 @@ class VariantSpec(msgspec.Struct, frozen=True):
     ratio: int
     bits: int
     planes: tuple[int, int, int]  # C', H, W
-    head: str
+    head: str  # the file that devices run which have timed none
     head_macs: int  # multiply-adds of one image in the pruned head
     full_macs: int  # multiply-adds of one image in the unsplit model
     tails: dict[str, str]  # target -> file; the target "onnxruntime" is always there
@@ -60,6 +61,12 @@ class VariantSpec(msgspec.Struct, frozen=True):
     accuracy: float | None = None  # top-1 against labels
     agreement: float | None = None  # top-1 agreement with the unsplit model
     coding: CodingSpec | None = None  # None: never calibrated
+    heads: dict[str, str] = {}  # precision -> file; empty: ``head`` alone, in fp32
+
+    @property
+    def head_files(self) -> dict[str, str]:
+        """Precision -> file of each head."""
+        return self.heads or {FP32: self.head}
 
     @property
     def plane_bytes(self) -> int:
@@ -81,6 +88,7 @@ class SamplesSpec(msgspec.Struct, frozen=True):
     planes: dict[str, str]  # variant -> .npy of planes
     logits: dict[str, str]  # variant -> .npy of logits, from these planes
     reference: str  # what computed them
+    int8: dict[str, str] = {}  # variant -> .npy of the int8 head's planes, the same to the bit on every processor
 
 
 class Manifest(msgspec.Struct, frozen=True):

@@ -11,6 +11,8 @@ import msgspec
 from aecnn_deploy.bundle.archive import is_archive, unpack
 from aecnn_deploy.bundle.manifest import (
     FORMAT,
+    FP32,
+    INT8,
     MANIFEST,
     ONNXRUNTIME,
     Manifest,
@@ -127,11 +129,17 @@ def _check_files(path: Path, manifest: Manifest) -> None:
             raise NotABundleError(path, f"{MANIFEST} names the file {name!r}, which lies outside the bundle")
     used = {manifest.full}
     for spec in manifest.variants:
-        used |= {spec.head, *spec.tails.values(), *(engine.file for engine in spec.engines.values())}
+        used |= {
+            spec.head,
+            *spec.heads.values(),
+            *spec.tails.values(),
+            *(engine.file for engine in spec.engines.values()),
+        }
         if spec.coding and spec.coding.dictionary:
             used.add(spec.coding.dictionary)
     if samples := manifest.samples:
         used |= {samples.frames, samples.full, *samples.planes.values(), *samples.logits.values()}
+        used |= set(samples.int8.values())
     for name in sorted(used - manifest.files.keys()):
         raise NotABundleError(path, f"{MANIFEST} uses {name!r}, which its file list lacks")
 
@@ -144,6 +152,8 @@ def _check_variants(path: Path, manifest: Manifest) -> None:
             raise NotABundleError(path, f"variant {spec.id!r} has bits {spec.bits} and planes {spec.planes}")
         if (samples := manifest.samples) and not (spec.id in samples.planes and spec.id in samples.logits):
             raise NotABundleError(path, f"{MANIFEST} has samples, but none for variant {spec.id!r}")
+        if spec.heads and (spec.head not in spec.heads.values() or spec.heads.keys() - {FP32, INT8}):
+            raise NotABundleError(path, f"variant {spec.id!r} has the head {spec.head!r} and the heads {spec.heads}")
         if ONNXRUNTIME not in spec.tails:
             raise NotABundleError(path, f"variant {spec.id!r} has no tail for {ONNXRUNTIME}")
     if len({spec.id for spec in manifest.variants}) != len(manifest.variants):

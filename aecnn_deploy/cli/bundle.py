@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 import typer
 
+from aecnn_deploy.bundle.manifest import INT8
 from aecnn_deploy.cli.bundle_argument import BundleArgument, open_named
 from aecnn_deploy.cli.console import print_json
 from aecnn_deploy.errors import SettingsError
@@ -54,6 +55,9 @@ def show(bundle: BundleArgument, as_json: JsonOption = False) -> None:
             f"{name:<{_NAME}} {planes:>12} {variant.bits:>4} {variant.head_macs / 1e6:>8.1f}M {share:>7.1%} "
             f"{_share(variant.agreement):>6} {_share(variant.accuracy):>6}"
         )
+        if len(variant.head_files) > 1 or INT8 in variant.head_files:
+            default = next(precision for precision, file in variant.head_files.items() if file == variant.head)
+            typer.echo(f"  heads   {', '.join(variant.head_files)}; by default {default}")
         typer.echo(f"  tails   {', '.join(sorted(variant.tails.keys() | variant.engines.keys()))}")
         if coding := variant.coding:
             with_one = " and a dictionary" if coding.dictionary else ""
@@ -165,6 +169,7 @@ def _document(bundle: "Bundle") -> dict[str, Any]:
                 "bits": variant.bits,
                 "planes": list(variant.planes),
                 "head": variant.head,
+                "heads": variant.head_files,
                 "head_macs": variant.head_macs,
                 "full_macs": variant.full_macs,
                 "tails": variant.tails | {target: engine.file for target, engine in variant.engines.items()},

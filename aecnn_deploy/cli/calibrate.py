@@ -9,6 +9,7 @@ import typer
 from aecnn_deploy.cli.bundle_argument import BundleArgument, open_named
 from aecnn_deploy.cli.console import print_json, say
 from aecnn_deploy.cli.photographs import head_planes, read_frames
+from aecnn_deploy.optional import require
 
 if TYPE_CHECKING:
     import numpy as np
@@ -73,6 +74,100 @@ def coders(
         sizes = ", ".join(f"{name} {value:,.0f}" for name, value in row["payload_bytes"].items())
         typer.echo(fill(f"mean bytes: {sizes}", 80, initial_indent="    ", subsequent_indent="    "))
     typer.echo(f"bundle {manifest.bundle_id[:16]}… in {out}, from {len(frames)} photographs")
+
+
+@calibrate.command("ranges", epilog="Example: aecnn-deploy calibrate ranges run --data photos/train")
+def ranges(
+    run: Annotated[Path, typer.Argument(help="The folder that 'aecnn-deploy train' wrote.")],
+    data: Annotated[Path, typer.Option(help="Training photographs: a folder (folders in it too) or a file.")],
+    method: Annotated[
+        str, typer.Option(help="minmax, percentile, entropy, or auto: the one with the nearest planes.")
+    ] = "auto",
+    limit: Annotated[int, typer.Option(min=1, help="At most so many photographs, evenly chosen.")] = 100,
+    variant: Annotated[
+        list[str] | None, typer.Option(help="Calibrate this variant only; may be repeated. Default: all.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """Gather activation ranges for int8 heads, and keep them in the run.
+
+    Then 'aecnn-deploy export --head-precision fp32 --head-precision int8' writes both heads of each variant. Both are
+    timed here on one thread; the bundle's default is the faster one.
+    """
+    for module in ("torch", "onnx", "onnxscript", "onnxruntime"):
+        require(module, why="calibrating int8 heads", extra="train")
+    from aecnn_deploy.cli.stages import StageBars
+    from aecnn_deploy.exporters.int8_calibration import CALIBRATION_FILE, calibrate_heads
+    from aecnn_deploy.models.run import load_run
+
+    trained = load_run(run)
+    frames = read_frames(data, trained.input, limit)
+    with StageBars() as bars:
+        record = calibrate_heads(trained, frames, method=method, variants=variant or None, progress=bars)
+    chosen = {name: item for name, item in record.variants.items() if not variant or name in variant}
+    if as_json:
+        rows = [
+            {
+                "variant": name,
+                "method": item.method,
+                "mean_difference": item.mean_difference,
+                "agreement": item.agreement,
+                "fp32_ms": item.fp32_ms,
+                "int8_ms": item.int8_ms,
+                "default": item.faster,
+            }
+            for name, item in chosen.items()
+        ]
+        print_json({"run": str(run), "images": len(frames), "variants": rows})
+        return
+    for name, item in chosen.items():
+        typer.echo(
+            f"{name}: {item.method}; same class for {item.agreement:.1%}; "
+            f"fp32 {item.fp32_ms:.2f} ms, int8 {item.int8_ms:.2f} ms here"
+        )
+        differences = ", ".join(f"{other} {steps:.3f}" for other, steps in item.mean_difference.items())
+        typer.echo(f"    mean difference of planes in steps: {differences}")
+    typer.echo(f"{run / CALIBRATION_FILE} from {len(frames)} photographs")
+
+
+@calibrate.command("device", epilog="Example: aecnn-deploy calibrate device bundle --threads 4")
+def device(
+    bundle: BundleArgument,
+    threads: Annotated[int, typer.Option(min=0, max=1024, help="Threads of a head; 0 takes every core.")] = 0,
+    variant: Annotated[
+        list[str] | None, typer.Option(help="Time this variant only; may be repeated. Default: all.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """Time a bundle's heads on this machine; run-device then takes the faster of each variant.
+
+    Run it on the device, with the threads that run-device will get. What it found holds for this bundle, processor
+    and ONNX Runtime.
+    """
+    from aecnn_deploy.runtimes.head_choice import choose_head, time_bundle, write_profile
+
+    opened = open_named(bundle)
+    profile = time_bundle(opened, threads=threads, variants=tuple(variant or ()))
+    path = write_profile(profile)
+    chosen = {name: choose_head(opened, opened.variant(name), threads=threads)[0] for name in profile.heads}
+    if as_json:
+        print_json(
+            {
+                "bundle_id": opened.id,
+                "machine": profile.machine,
+                "onnxruntime": profile.onnxruntime,
+                "threads": threads,
+                "profile": str(path),
+                "variants": [
+                    {"variant": name, "head_ms": times, "head": chosen[name]} for name, times in profile.heads.items()
+                ],
+            }
+        )
+        return
+    for name, times in profile.heads.items():
+        each = ", ".join(f"{precision} {ms:.2f} ms" for precision, ms in times.items())
+        typer.echo(f"{name}: {each}; run-device takes {chosen[name]}")
+    typer.echo(f"on {profile.machine}, ONNX Runtime {profile.onnxruntime}")
 
 
 def _dictionary_bytes(files: "dict[str, FileEntry]", name: str | None) -> int:

@@ -41,6 +41,10 @@ def export(
     variant: Annotated[
         list[str] | None, typer.Option(help="Export this variant only; may be repeated. Default: all.")
     ] = None,
+    head_precision: Annotated[
+        list[str] | None,
+        typer.Option(help="Heads to write: fp32, int8 (after 'calibrate ranges'); may be repeated. Default: fp32."),
+    ] = None,
     compact: Annotated[
         bool, typer.Option("--compact", help="Round weights to bfloat16's precision: archives shrink by half.")
     ] = False,
@@ -80,6 +84,7 @@ def export(
             out,
             engine=request,
             variants=variant or None,
+            head_precisions=head_precision or ("fp32",),
             replace=force,
             compact=compact,
             calibration_frames=frames,

@@ -29,6 +29,9 @@ def run_device(
     ],
     variant: Annotated[str | None, typer.Option(help="Variant to run; the bundle's first if not given.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    head: Annotated[
+        str, typer.Option(help="Precision of the head: fp32, int8, or auto: the faster ('calibrate device').")
+    ] = "auto",
     threads: Annotated[int, typer.Option(help="Threads of the head; 0 takes every core.")] = 0,
     spinning: Annotated[
         bool, typer.Option("--spinning/--no-spinning", help="Let idle ONNX Runtime threads burn their core.")
@@ -52,6 +55,7 @@ def run_device(
     settings = device_client.DeviceSettings(
         edge=edge,
         variant=variant,
+        head=head,
         threads=threads,
         spinning=spinning,
         coder=coder,

@@ -24,4 +24,5 @@ def echo_row(file: str, verdict: str, verified: "dict[str, Any] | None", reason:
 def echo_legend() -> None:
     """What the numbers are."""
     typer.echo(HEADER)
-    typer.echo("  differences: planes in quantisation steps, logits as shares of the largest")
+    typer.echo("  differences: planes in quantisation steps, logits as shares of the largest;")
+    typer.echo("  the tolerance is of the largest, of int8 heads against fp32 of the mean")
