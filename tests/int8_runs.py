@@ -1,6 +1,6 @@
 """Split networks and runs for tests of int8 heads: real backbones, their planes calibrated on real photographs."""
 
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +8,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from aecnn_deploy.calibration.ranges import gather_activations
+from aecnn_deploy.exporters.int8_calibration import SteppedFile
+from aecnn_deploy.exporters.int8_head import int8_head
 from aecnn_deploy.models.backbones import Backbone, build_backbone
 from aecnn_deploy.models.run import Run, RunRecord, TrainedVariant, describe_variant, load_run, save_run
 from aecnn_deploy.models.split import SplitDesign, SplitModel
@@ -87,6 +90,15 @@ def run_of(folder: Path, name: str, *models: SplitModel) -> Run:
         photographs(224),
     )
     return load_run(folder)
+
+
+def int8_head_of(variant: TrainedVariant, folder: Path) -> Path:
+    """The variant's int8 head in ``folder``, calibrated on the five photographs."""
+    stepped = SteppedFile(variant, folder)
+    found = gather_activations(stepped.path, partial(stepped.batches, photographs(224)), "minmax")
+    out = folder / "int8.onnx"
+    int8_head(stepped.path, out, stepped.ends, found)
+    return out
 
 
 def many_photographs(count: int) -> np.ndarray[Any, Any]:

@@ -9,23 +9,28 @@ import io
 import json
 import os
 import subprocess
+import sys
 import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 from PIL import Image
 
 from aecnn_deploy.bundle.reader import open_bundle
 from aecnn_deploy.codec import CODERS, DELTA_CODERS, DeltaEncoder, PlaneDecoder, PlaneEncoder, coder_names
+from aecnn_deploy.models.split import SplitDesign
 from aecnn_deploy.runtimes.device_client import DeviceSettings, run_device
 from aecnn_deploy.runtimes.frames import read_frame
 from aecnn_deploy.runtimes.onnxruntime_runner import OnnxRuntimeRunner
 from aecnn_deploy.training.samples import write_sample_photographs
 from aecnn_deploy.zoo import zoo_bundle
 from tests.bundles import serving
+from tests.int8_runs import STRIDED, int8_head_of, network, variant_of
 from tests.planes import DICTIONARY
+from tests.small_models import photographs
 
 PYTHON = os.environ.get("AECNN_ARM64_PYTHON")
 ROOT = Path(__file__).parents[1]
@@ -192,6 +197,67 @@ def test_every_head_of_the_zoo_gives_the_planes_of_this_machine(installed: Path,
         difference = np.abs(there[variant.id].astype(int) - here)
         assert difference.max() <= 1, variant.id
         assert (difference > 0).mean() <= 1e-3, variant.id
+
+
+INTEGERS = """
+import sys
+
+import numpy as np
+import onnxruntime
+
+options = onnxruntime.SessionOptions()
+options.intra_op_num_threads = 1
+options.log_severity_level = 3
+frames = np.load(sys.argv[1])
+made = {}
+for path in sys.argv[3:]:
+    head = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    made[path.rpartition("/")[2]] = np.concatenate([head.run(None, {"frames": frame[None]})[0] for frame in frames])
+np.savez(sys.argv[2], **made)
+"""
+INT8_HEADS = {
+    "projection": ("efficientnet_lite0", SplitDesign(split=5, planes=10, bits=8)),
+    "skip": ("efficientnet_lite0", SplitDesign(split=4, planes=6, bits=8)),
+    "strided": ("efficientnet_lite0", STRIDED),
+    "stem": ("resnet18", SplitDesign(split=1, planes=16, bits=8)),
+    "basic": ("resnet18", SplitDesign(split=2, planes=16, bits=8)),
+    "bottleneck": ("resnet50", SplitDesign(split=2, planes=16, bits=8)),
+}
+
+
+def test_int8_heads_give_the_same_planes_to_the_bit_on_every_processor(installed: Path) -> None:
+    """Here, on a Raspberry Pi 4's and 5's cores, and on an x86 processor that adds pairs of products in 16 bits."""
+    assert PYTHON is not None
+    (installed / "integers.py").write_text(INTEGERS)
+    np.save(installed / "frames.npy", photographs(224)[:2])
+    files = []
+    for kind, (name, design) in INT8_HEADS.items():
+        folder = installed / kind
+        folder.mkdir()
+        files.append(int8_head_of(variant_of(name, network(name, design)), folder).rename(folder / f"{kind}.onnx"))
+    words = [str(installed / "integers.py"), str(installed / "frames.npy")]
+    subprocess.run([sys.executable, *words, str(installed / "here.npz"), *map(str, files)], check=True)
+    for core in CORES:
+        done = on_arm64(installed, *words, f"{core}.int8.npz", *files, core=core)
+        assert done.returncode == 0, done.stderr[-2000:]
+    emulator = Path(PYTHON).parent / "bin" / "qemu-x86_64-static"
+    python, packages = Path(sys.executable).resolve(), Path(onnxruntime.__file__).parents[1]
+    done = subprocess.run(
+        [emulator, "-cpu", "Haswell", python, *words, "haswell.int8.npz", *map(str, files)],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=installed,
+        env={"PYTHONPATH": str(packages), "OPENBLAS_NUM_THREADS": "1", "PATH": os.environ["PATH"]},
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    here = dict(np.load(installed / "here.npz"))
+    assert here.keys() == {file.name for file in files}
+    for other in (*CORES, "haswell"):
+        there = np.load(installed / f"{other}.int8.npz")
+        for name, planes in here.items():
+            np.testing.assert_array_equal(there[name], planes, err_msg=f"{name} on {other}")
 
 
 @pytest.mark.parametrize("core", CORES)

@@ -19,7 +19,7 @@ from aecnn_deploy.exporters.verify import reference
 from aecnn_deploy.models.split import SplitDesign
 from aecnn_deploy.models.stepped import SteppedHead, frames_to_pixels
 from aecnn_deploy.runtimes.onnxruntime_runner import OnnxRuntimeRunner
-from tests.int8_runs import STRIDED, network, variant_of
+from tests.int8_runs import STRIDED, int8_head_of, network, variant_of
 from tests.small_models import photographs
 
 LITE0, RESNET18, RESNET50 = "efficientnet_lite0", "resnet18", "resnet50"
@@ -63,7 +63,7 @@ def test_a_stepped_head_rounded_is_the_head(name: str, design: SplitDesign, low:
 @pytest.mark.parametrize(("name", "design"), HEADS, ids=NAMES)
 def test_onnx_runtime_computes_all_of_it_in_integers(name: str, design: SplitDesign, tmp_path: Path) -> None:
     variant = variant_of(name, network(name, design))
-    out = make(variant, tmp_path)
+    out = int8_head_of(variant, tmp_path)
     stored = onnx.load(str(out))
     convolutions = sum(node.op_type == "Conv" for node in stored.graph.node)
     fused = operators(out, tmp_path / "fused.onnx")
@@ -82,7 +82,7 @@ def test_onnx_runtime_computes_all_of_it_in_integers(name: str, design: SplitDes
 
 @pytest.mark.parametrize(("name", "design"), HEADS[2:6], ids=NAMES[2:6])
 def test_its_weights_fit_every_processors_sums(name: str, design: SplitDesign, tmp_path: Path) -> None:
-    model = onnx.load(str(make(variant_of(name, network(name, design)), tmp_path)))
+    model = onnx.load(str(int8_head_of(variant_of(name, network(name, design)), tmp_path)))
     values = {item.name: numpy_helper.to_array(item) for item in model.graph.initializer}
     made_by = {node.output[0]: node for node in model.graph.node}
     for node in model.graph.node:
@@ -97,7 +97,9 @@ def test_its_weights_fit_every_processors_sums(name: str, design: SplitDesign, t
 
 
 def test_tensors_of_a_sum_are_apart_by_powers_of_two(tmp_path: Path) -> None:
-    model = onnx.load(str(make(variant_of(LITE0, network(LITE0, SplitDesign(split=5, planes=10, bits=8))), tmp_path)))
+    model = onnx.load(
+        str(int8_head_of(variant_of(LITE0, network(LITE0, SplitDesign(split=5, planes=10, bits=8))), tmp_path))
+    )
     values = {item.name: numpy_helper.to_array(item) for item in model.graph.initializer}
     made_by = {node.output[0]: node for node in model.graph.node}
     (total,) = (node for node in model.graph.node if node.op_type == "Add")
@@ -112,7 +114,7 @@ def test_planes_keep_above_what_an_activation_lets_through(tmp_path: Path) -> No
     """A range that begins below zero, after a ReLU: levels that no frame may reach, in integers as in float."""
     variant = variant_of(RESNET18, network(RESNET18, SplitDesign(split=1, planes=16, bits=8), low=-0.2))
     assert int(SteppedHead(variant.model, variant.input).lower.min()) > 0
-    out = make(variant, tmp_path)
+    out = int8_head_of(variant, tmp_path)
     with OnnxRuntimeRunner(out) as head:
         got = head.infer(photographs(224))
     expected = reference(variant.head(fold=False), photographs(224))
@@ -183,15 +185,6 @@ def test_an_operator_without_an_int8_form_is_named(tmp_path: Path) -> None:
     onnx.save(model, str(stepped.path))
     with pytest.raises(ExportError, match=r"a head with Softsign \(squash\) has no int8 form"):
         int8_head(stepped.path, tmp_path / "int8.onnx", stepped.ends, found)
-
-
-def make(variant, folder: Path) -> Path:  # type: ignore[no-untyped-def]
-    """The variant's int8 head, calibrated on the five photographs."""
-    stepped = SteppedFile(variant, folder)
-    found = gather_activations(stepped.path, partial(stepped.batches, photographs(224)), "minmax")
-    out = folder / "int8.onnx"
-    int8_head(stepped.path, out, stepped.ends, found)
-    return out
 
 
 def operators(path: Path, fused: Path) -> "collections.Counter[str]":
