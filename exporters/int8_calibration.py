@@ -74,7 +74,7 @@ class SteppedFile:
     """A variant's SteppedHead as an ONNX file in ``folder``, and what belongs around it. Raises ModelError."""
 
     def __init__(self, variant: "TrainedVariant", folder: Path, properties: dict[str, str] | None = None) -> None:
-        self.module = SteppedHead(variant.model, variant.input)
+        self.module = SteppedHead(variant.model, variant.input, whole=True)
         spec = variant.input
         frame = (spec.height, spec.width, 3)
         pixels = frames_to_pixels(torch.zeros((1, *frame), dtype=torch.uint8), self.module)
@@ -89,7 +89,7 @@ class SteppedFile:
         )
         border = None if self.module.border is None else self.module.border.numpy()
         lower, upper = (bound.numpy().astype(np.uint8) for bound in (self.module.lower, self.module.upper))
-        self.ends = HeadEnds(frame, variant.planes, self.module.zero, border, lower, upper)
+        self.ends = HeadEnds(frame, variant.planes, int(self.module.mean[0]), border, lower, upper)
 
     def batches(self, frames: Array) -> Iterator[Array]:
         """``frames`` as the file takes them."""

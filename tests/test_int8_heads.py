@@ -17,7 +17,7 @@ from aecnn_deploy.exporters.int8_calibration import SteppedFile
 from aecnn_deploy.exporters.int8_head import int8_head
 from aecnn_deploy.exporters.verify import reference
 from aecnn_deploy.models.split import SplitDesign
-from aecnn_deploy.models.stepped import SteppedHead, frames_to_pixels
+from aecnn_deploy.models.stepped import FusedHead, SteppedHead, frames_to_pixels
 from aecnn_deploy.runtimes.onnxruntime_runner import OnnxRuntimeRunner
 from tests.int8_runs import STRIDED, int8_head_of, network, variant_of
 from tests.small_models import photographs
@@ -46,7 +46,7 @@ def test_a_stepped_head_rounded_is_the_head(name: str, design: SplitDesign, low:
     model = network(name, design, low=low)
     variant = variant_of(name, model)
     expected = reference(variant.head(fold=False), photographs(224)).astype(int)
-    stepped = SteppedHead(model, variant.input)
+    stepped = SteppedHead(model, variant.input, whole=True)
     with torch.no_grad():
         steps = stepped(frames_to_pixels(torch.from_numpy(photographs(224)), stepped))
     lower, upper = stepped.lower[:, None, None], stepped.upper[:, None, None]
@@ -58,6 +58,16 @@ def test_a_stepped_head_rounded_is_the_head(name: str, design: SplitDesign, low:
     if stepped.border is not None:
         middle = np.s_[..., 12:-12, 12:-12] if expected.shape[-1] > 28 else np.s_[..., 9:-9, 9:-9]
         assert (got[middle] != expected[middle]).mean() <= 1e-3
+
+
+@pytest.mark.parametrize("low", [0.0, -0.05])
+@pytest.mark.parametrize(("name", "design"), HEADS, ids=NAMES)
+def test_a_fused_head_is_the_head(name: str, design: SplitDesign, low: float) -> None:
+    variant = variant_of(name, network(name, design, low=low))
+    expected = reference(variant.head(fold=False), photographs(224)).astype(int)
+    got = reference(FusedHead(variant.model, variant.input), photographs(224)).astype(int)
+    assert (got != expected).mean() <= 1e-3
+    assert np.abs(got - expected).max() <= 1
 
 
 @pytest.mark.parametrize(("name", "design"), HEADS, ids=NAMES)
@@ -113,7 +123,7 @@ def test_tensors_of_a_sum_are_apart_by_powers_of_two(tmp_path: Path) -> None:
 def test_planes_keep_above_what_an_activation_lets_through(tmp_path: Path) -> None:
     """A range that begins below zero, after a ReLU: levels that no frame may reach, in integers as in float."""
     variant = variant_of(RESNET18, network(RESNET18, SplitDesign(split=1, planes=16, bits=8), low=-0.2))
-    assert int(SteppedHead(variant.model, variant.input).lower.min()) > 0
+    assert int(SteppedHead(variant.model, variant.input, whole=True).lower.min()) > 0
     out = int8_head_of(variant, tmp_path)
     with OnnxRuntimeRunner(out) as head:
         got = head.infer(photographs(224))

@@ -10,6 +10,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from aecnn_deploy.bundle.manifest import InputSpec
 from aecnn_deploy.models.backbones import Backbone
+from aecnn_deploy.models.reorder import absorb_order
 from aecnn_deploy.models.split import SplitModel
 
 
@@ -50,6 +51,8 @@ class EdgeTail(nn.Module):
         self.quantiser = copy.deepcopy(model.quantiser)
         self.recovery = _copy(model.recovery, fold)
         self.tail = _copy(model.tail, fold)
+        if fold:
+            absorb_order(self.recovery, self.tail)
         _freeze(self)
         if half:
             self.half()

@@ -38,6 +38,7 @@ class FeatureRecovery(nn.Module):
         pruned = torch.tensor([c for c in range(channels) if c not in keeps], dtype=torch.int64)
         # Position in [received, pruned] of every original channel.
         self.register_buffer("order", torch.argsort(torch.cat([kept, pruned])))
+        self.in_order = False  # whoever reads the channels knows that they come as [received, generated]
         self.repack = repack
         generated = channels if repack else channels - received
         self.generate: nn.Sequential | None = None
@@ -61,12 +62,15 @@ class FeatureRecovery(nn.Module):
 
     def forward(self, received: Tensor) -> Tensor:
         if self.generate is None:
-            return torch.index_select(received, 1, self.order)
+            return self._placed(received)
         generated: Tensor = self.generate(received)
         if self.repack:
             placed: Tensor = self.place(received)
             return placed + generated
-        return torch.index_select(torch.cat([received, generated], dim=1), 1, self.order)
+        return self._placed(torch.cat([received, generated], dim=1))
+
+    def _placed(self, channels: Tensor) -> Tensor:
+        return channels if self.in_order else torch.index_select(channels, 1, self.order)
 
 
 class ZeroFill(nn.Module):
@@ -83,6 +87,9 @@ class ZeroFill(nn.Module):
         pruned = torch.tensor([c for c in range(channels) if c not in keeps], dtype=torch.int64)
         self.register_buffer("order", torch.argsort(torch.cat([kept, pruned])))
         self.missing = len(pruned)
+        self.received_alone = False  # whoever reads the channels knows that the pruned ones are left out
 
     def forward(self, received: Tensor) -> Tensor:
+        if self.received_alone:
+            return received
         return torch.index_select(F.pad(received, (0, 0, 0, 0, 0, self.missing)), 1, self.order)

@@ -26,6 +26,7 @@ from aecnn_deploy.models.deploy import DeviceHead, EdgeTail, FullModel
 from aecnn_deploy.models.macs import count_macs
 from aecnn_deploy.models.results import write_atomically, write_json
 from aecnn_deploy.models.split import Kind, SplitDesign, SplitModel, design_id
+from aecnn_deploy.models.stepped import FusedHead
 from aecnn_deploy.optional import require
 
 RUN_FORMAT = 1
@@ -135,9 +136,11 @@ class TrainedVariant:
     def agreement(self) -> float | None:
         return self.record.agreement
 
-    def head(self, *, fold: bool = True) -> DeviceHead:
+    def head(self, *, fold: bool = True) -> DeviceHead | FusedHead:
         """The device's half, ready to export; ``fold`` false is what exports are compared with."""
-        return DeviceHead(self.model, self.input, fold=fold)
+        if not fold or self.record.kind == "bottlenetpp":  # whose planes are a sigmoid's
+            return DeviceHead(self.model, self.input, fold=fold)
+        return FusedHead(self.model, self.input)
 
     def tail(self, *, half: bool = False, fold: bool = True) -> EdgeTail:
         """The edge's half, ready to export; ``fold`` false is what exports are compared with."""

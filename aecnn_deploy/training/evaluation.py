@@ -9,6 +9,7 @@ import torch
 
 from aecnn_deploy.codec import PlaneEncoder
 from aecnn_deploy.models.deploy import DeviceHead, EdgeTail, FullModel
+from aecnn_deploy.models.stepped import FusedHead
 from aecnn_deploy.training.photographs import Frames
 
 _BATCH = 25
@@ -34,7 +35,12 @@ def full_top1(model: FullModel, frames: Frames, *, on_step: Callable[[], None] =
 
 @torch.no_grad()
 def run_split(
-    head: DeviceHead, tail: EdgeTail, bits: int, frames: Frames, *, on_step: Callable[[], None] = lambda: None
+    head: DeviceHead | FusedHead,
+    tail: EdgeTail,
+    bits: int,
+    frames: Frames,
+    *,
+    on_step: Callable[[], None] = lambda: None,
 ) -> SplitOutcome:
     """Head, codec and tail in torch, with the same quantisation as the exported files."""
     classes, sizes = [], []

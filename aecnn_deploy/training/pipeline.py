@@ -16,6 +16,7 @@ from aecnn_deploy.models.backbones import Backbone
 from aecnn_deploy.models.deploy import DeviceHead, EdgeTail, FullModel
 from aecnn_deploy.models.run import RUN_FORMAT, RunRecord, VariantRecord, check_run_target, describe_variant, save_run
 from aecnn_deploy.models.split import SplitModel
+from aecnn_deploy.models.stepped import FusedHead
 from aecnn_deploy.models.weights import imagenet_labels, load_backbone
 from aecnn_deploy.training.evaluation import agreement, full_top1, run_split
 from aecnn_deploy.training.label_free import LabelFreeTraining, best_device
@@ -131,7 +132,7 @@ def _labels(backbone: Backbone) -> tuple[str, ...]:
 
 
 def evaluate_run(
-    variants: dict[str, tuple[DeviceHead, EdgeTail, int]],
+    variants: dict[str, tuple[DeviceHead | FusedHead, EdgeTail, int]],
     full: FullModel,
     frames: Frames,
     progress: Progress,
