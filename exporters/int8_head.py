@@ -146,7 +146,7 @@ def _open_input(graph: Any, ends: HeadEnds) -> None:
         graph.initializer.extend([tensor(pads, "border_pads"), tensor(ends.border[np.newaxis], "border")])
         opening = [
             make("Pad", [frame, "border_pads"], ["padded"], "pad_frame"),
-            make("BitwiseOr", ["padded", "border"], ["bordered"], "mean_border"),
+            make("Max", ["padded", "border"], ["bordered"], "mean_border"),
         ]
         frame = "bordered"
     opening.append(make("Transpose", [frame], [whole], "channels_first", perm=[0, 3, 1, 2]))

@@ -276,5 +276,5 @@ def frames_to_pixels(frames: Tensor, head: SteppedHead) -> Tensor:
             (large - small) // 2 for large, small in zip(head.border.shape, frames.shape[1:3], strict=False)
         )
         padded = nn.functional.pad(frames, (0, 0, columns, columns, rows, rows))
-        frames = torch.bitwise_or(padded, head.border)
+        frames = torch.maximum(padded, head.border)
     return frames.permute(0, 3, 1, 2).float() - head.mean[:, None, None]
