@@ -18,6 +18,7 @@ from aecnn_deploy.calibration.plane_coding import PlaneCoding, calibrate_coding,
 from aecnn_deploy.errors import ExportError, SettingsError
 from aecnn_deploy.exporters.engines import EngineRequest, Target, build_engine, targets
 from aecnn_deploy.exporters.onnx_export import export_onnx
+from aecnn_deploy.exporters.onnx_options import DEFAULTS, OnnxOptions
 from aecnn_deploy.exporters.progress import Progress, Silent
 from aecnn_deploy.exporters.verify import reference
 from aecnn_deploy.runtimes.base import Array
@@ -60,6 +61,7 @@ def export_run(
     calibration_frames: Array | None = None,
     samples: bool = True,
     licence: str = NO_LICENCE,
+    onnx: OnnxOptions = DEFAULTS,
     on_verified: Callable[[str, Verified], None] = lambda name, verified: None,
     progress: Progress | None = None,
 ) -> Manifest:
@@ -72,11 +74,16 @@ def export_run(
     ``calibration_frames``: photographs, uint8 (N, H, W, 3), whose planes choose how planes are predicted and train a
     zstd dictionary; None: those that the run keeps, too few for a dictionary. ``samples``: keep the photographs that
     files were compared on, and what they should give, in the bundle, for ``bundle verify --deep``. ``licence`` of the
-    weights stands in each file's metadata. ``on_verified`` hears of each file that was compared. But for engines, the
-    same run gives the same bundle id.
+    weights stands in each file's metadata, ``onnx`` says how ONNX files are written. ``on_verified`` hears of each file
+    that was compared. But for engines, the same run gives the same bundle id.
     Raises SettingsError, MissingExtraError, ExportError, VerificationError, BundleError.
     """
     progress = progress or Silent()
+    if engine and onnx.batch is not None:
+        raise SettingsError(
+            f"an engine's batch profile needs the open batch axis, got a fixed batch of {onnx.batch}; "
+            "leave out --onnx-batch, or the engine"
+        )
     chosen = _choose(run, variants)
     if len(run.frames) < SAMPLES:
         raise ExportError(f"{run.path} keeps {len(run.frames)} photographs, verification needs {SAMPLES}; train again")
@@ -84,7 +91,7 @@ def export_run(
     writer = BundleWriter(out, replace=replace)
     with writer:
         frames = run.frames if calibration_frames is None else calibration_frames
-        job = _Job(run, writer, progress, compact, frames, on_verified, licence)
+        job = _Job(run, writer, progress, compact, frames, on_verified, licence, onnx)
         progress.stage("heads and tails", len(chosen) * (3 if engine else 2))
         exported = [job.variant(variant, half=engine is not None) for variant in chosen]
         progress.stage("full model", 1)
@@ -109,8 +116,9 @@ def export_run(
                 **run.measurements,
                 "verification": {name: _lasting(item) for name, item in job.verified.items()},
                 "coding": {item.variant.id: item.coding.measurements() for item in exported},
+                "onnx": onnx.record() | {"simplified": job.simplified},
             },
-            tools=_tools(engine),
+            tools=_tools(engine, onnx),
         )
 
 
@@ -134,7 +142,10 @@ class _Job:
         calibration_frames: Array,
         on_verified: Callable[[str, Verified], None],
         licence: str,
+        onnx: OnnxOptions,
     ) -> None:
+        self._onnx = onnx
+        self.simplified: dict[str, dict[str, int]] = {}  # file -> its nodes before and after
         self._on_verified, self._licence = on_verified, licence
         self._compact, self._calibration_frames = compact, calibration_frames
         self._run, self._writer, self._progress = run, writer, progress
@@ -148,9 +159,7 @@ class _Job:
         head, properties = self._rounded(variant.head()), self._properties({VARIANT_KEY: variant.id})
         name = _head_file(variant)
         path = self._begin(name)
-        export_onnx(
-            head, "head", path, input_shape=self._frame_shape, output_shape=variant.planes, properties=properties
-        )
+        self._write(head, "head", name, path, (self._frame_shape, variant.planes), properties)
         planes = reference(head if self._compact else variant.head(fold=False), self._frames)
         self._verified(name, verify_planes(path, name, self._frames, planes))
         with OnnxRuntimeRunner(path) as runner:
@@ -164,9 +173,7 @@ class _Job:
             tail = self._rounded(variant.tail(half=precision == "fp16"))
             name = tails[target] = f"tails/{variant.id}{suffix}"
             path = self._begin(name)
-            export_onnx(
-                tail, "tail", path, input_shape=variant.planes, output_shape=self._logit_shape, properties=properties
-            )
+            self._write(tail, "tail", name, path, (variant.planes, self._logit_shape), properties)
             if logits is None:  # fp16 is held against fp32 too: that is what it stands in for
                 logits = reference(tail if self._compact else variant.tail(fold=False), planes)
             self._verified(name, verify_logits(OnnxRuntimeRunner(path), name, planes, logits, precision))
@@ -179,14 +186,7 @@ class _Job:
         model = self._rounded(self._run.full())
         path = self._begin(FULL)
         properties = self._properties({"aecnn.backbone": self._run.backbone_name})
-        export_onnx(
-            model,
-            "full",
-            path,
-            input_shape=self._frame_shape,
-            output_shape=self._logit_shape,
-            properties=properties,
-        )
+        self._write(model, "full", FULL, path, (self._frame_shape, self._logit_shape), properties)
         expected = reference(model if self._compact else self._run.full(fold=False), self._frames)
         self._verified(FULL, verify_logits(OnnxRuntimeRunner(path), FULL, self._frames, expected, "fp32"))
         self._progress.step()
@@ -211,6 +211,27 @@ class _Job:
             runner = _RUNNERS[target.product](path, spec)
             self._verified(name, verify_logits(runner, name, item.planes, item.logits, "fp16"))
         self._progress.step()
+
+    def _write(
+        self,
+        module: torch.nn.Module,
+        part: str,
+        name: str,
+        path: Path,
+        shapes: tuple[tuple[int, ...], tuple[int, ...]],
+        properties: dict[str, str],
+    ) -> None:
+        written = export_onnx(
+            module,
+            part,
+            path,
+            input_shape=shapes[0],
+            output_shape=shapes[1],
+            properties=properties,
+            options=self._onnx,
+        )
+        if self._onnx.simplify:
+            self.simplified[name] = {"nodes_before": written.nodes_translated, "nodes": written.nodes}
 
     def _rounded(self, module: _Module) -> _Module:
         """``module`` itself, its weights rounded where a compact bundle is asked for."""
@@ -266,8 +287,8 @@ def _spec(item: _Exported, coding: CodingSpec) -> VariantSpec:
     )
 
 
-def _tools(engine: EngineRequest | None) -> dict[str, str]:
-    names = ["onnx", "onnxruntime", "onnxscript", "torch"]
+def _tools(engine: EngineRequest | None, onnx: OnnxOptions) -> dict[str, str]:
+    names = ["onnx", "onnxruntime", "onnxscript", "torch"] + (["onnxslim"] if onnx.simplify else [])
     tools = {"aecnn-deploy": __version__} | {name: importlib.metadata.version(name) for name in names}
     if engine:
         tools[engine.product] = load_product(engine.product).__version__
