@@ -16,7 +16,7 @@ from aecnn_deploy.exporters import onnx_file
 from aecnn_deploy.exporters.onnx_export import export_onnx
 from aecnn_deploy.exporters.onnx_file import Signature, check_loads, write_onnx
 from aecnn_deploy.exporters.onnx_options import DEFAULTS, OnnxOptions
-from tests.small_models import SmallRun, SmallVariant, Tail, export_small
+from tests.small_models import Head, SmallRun, SmallVariant, Tail, export_small
 
 SIGNATURE = Signature(("planes", "logits"), ((4, 8, 8), (4, 8, 8)))
 
@@ -109,9 +109,13 @@ def test_a_module_is_refused_by_operator_and_node_in_one_line(
 
 
 def test_an_export_that_meets_one_leaves_no_bundle(tmp_path: Path) -> None:
+    class Swirled(Head):
+        def forward(self, frames: Tensor) -> Tensor:
+            return swirl(super().forward(frames))
+
     class Variant(SmallVariant):
-        def tail(self, *, half: bool = False, fold: bool = True) -> nn.Module:
-            return Swirling() if fold else Tail()
+        def head(self, *, fold: bool = True) -> nn.Module:
+            return Swirled()
 
     with pytest.raises(UnsupportedOpError, match=r"small-l1-v1-u8\.onnx: the operator aecnn_test\.swirl"):
         export_small(SmallRun((Variant(),)), tmp_path / "bundle")
