@@ -7,6 +7,7 @@ AecnnError
 ├── TrainingError            a run cannot start or go on
 │   └── RunFormatError       a folder is no run, or a damaged one
 ├── ExportError              an exported file cannot be made
+│   ├── UnsupportedOpError   an operator has no form in ONNX, or none that a runtime runs
 │   └── VerificationError    an exported file differs from torch
 ├── BundleError              a bundle cannot be read or written
 │   ├── NotABundleError      the path holds no bundle
@@ -61,6 +62,17 @@ class RunFormatError(TrainingError):
 
 class ExportError(AecnnError):
     """An exported file cannot be made."""
+
+
+class UnsupportedOpError(ExportError):
+    """An operator has no form in ONNX, or none that a runtime runs.
+
+    ``node``: its name in the graph, or the line of the module that calls it.
+    """
+
+    def __init__(self, file: str, op: str, node: str, who: str, why: str, remedy: str) -> None:
+        self.file, self.op, self.node = file, op, node
+        super().__init__(f"{who} {file}: the operator {op} at node {node}: {why}; {remedy}")
 
 
 class VerificationError(ExportError):

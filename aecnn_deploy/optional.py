@@ -17,6 +17,7 @@ EXTRAS: Mapping[str, str] = MappingProxyType(
         "onnx": "train",
         "onnxruntime": "device",
         "onnxscript": "train",
+        "onnxslim": "train",
         "prometheus_client": "edge",
         "pycuda": "cuda",
         "ray": "scale",

@@ -125,6 +125,11 @@ def _build(
         raise ExportError(f"{what}: {_parser_words(parser)}")
     if network.num_inputs != 1:
         raise ExportError(f"{what}: it has {network.num_inputs} inputs, expected 1")
+    if (fixed := int(network.get_input(0).shape[0])) >= 0:
+        raise ExportError(
+            f"{what}: it has a fixed batch of {fixed}, an engine's batch profile needs an open axis; "
+            "export the run again without --onnx-batch"
+        )
     config = builder.create_builder_config()
     config.progress_monitor = monitor
     if target.product == RTX:

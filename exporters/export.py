@@ -28,6 +28,7 @@ from aecnn_deploy.errors import ExportError, RunFormatError, SettingsError
 from aecnn_deploy.exporters.engines import EngineRequest, Target, build_engine, targets
 from aecnn_deploy.exporters.int8_calibration import HeadCalibration, calibrated_head, read_calibration
 from aecnn_deploy.exporters.onnx_export import export_onnx
+from aecnn_deploy.exporters.onnx_options import DEFAULTS, OnnxOptions
 from aecnn_deploy.exporters.progress import Progress, Silent
 from aecnn_deploy.exporters.verify import reference
 from aecnn_deploy.runtimes.base import Array
@@ -75,6 +76,7 @@ def export_run(
     calibration_frames: Array | None = None,
     samples: bool = True,
     licence: str = NO_LICENCE,
+    onnx: OnnxOptions = DEFAULTS,
     on_verified: Callable[[str, Verified], None] = lambda name, verified: None,
     progress: Progress | None = None,
 ) -> Manifest:
@@ -88,12 +90,17 @@ def export_run(
     zstd dictionary; None: those that the run keeps, too few for a dictionary. ``samples``: keep the photographs that
     files were compared on, and what they should give, in the bundle, for ``bundle verify --deep``.
     ``head_precisions``: "fp32", "int8" or both; int8 needs ``calibrate ranges`` before, and with both the one that was
-    faster there is the default. ``licence`` of the
-    weights stands in each file's metadata. ``on_verified`` hears of each file that was compared. But for engines, the
-    same run gives the same bundle id.
+    faster there is the default. ``licence`` of the weights stands in each file's metadata, ``onnx`` says how ONNX files
+    are written. ``on_verified`` hears of each file that was compared. But for engines, the same run gives the same
+    bundle id.
     Raises SettingsError, MissingExtraError, ExportError, VerificationError, BundleError.
     """
     progress = progress or Silent()
+    if engine and onnx.batch is not None:
+        raise SettingsError(
+            f"an engine's batch profile needs the open batch axis, got a fixed batch of {onnx.batch}; "
+            "leave out --onnx-batch, or the engine"
+        )
     chosen = _choose(run, variants)
     if len(run.frames) < SAMPLES:
         raise ExportError(f"{run.path} keeps {len(run.frames)} photographs, verification needs {SAMPLES}; train again")
@@ -102,7 +109,7 @@ def export_run(
     writer = BundleWriter(out, replace=replace)
     with writer:
         frames = run.frames if calibration_frames is None else calibration_frames
-        job = _Job(run, writer, progress, compact, frames, on_verified, licence, head_precisions, calibration)
+        job = _Job(run, writer, progress, compact, frames, on_verified, licence, head_precisions, calibration, onnx)
         progress.stage("heads and tails", len(chosen) * (len(job.precisions) + (2 if engine else 1)))
         exported = [job.variant(variant, half=engine is not None) for variant in chosen]
         progress.stage("full model", 1)
@@ -128,8 +135,9 @@ def export_run(
                 "verification": {name: _lasting(item) for name, item in job.verified.items()},
                 "coding": {item.variant.id: item.coding.measurements() for item in exported},
                 **_int8_measurements(calibration),
+                "onnx": onnx.record() | {"simplified": job.simplified},
             },
-            tools=_tools(engine),
+            tools=_tools(engine, onnx),
         )
 
 
@@ -183,7 +191,10 @@ class _Job:
         licence: str,
         precisions: Collection[str],
         calibration: dict[str, HeadCalibration],
+        onnx: OnnxOptions,
     ) -> None:
+        self._onnx = onnx
+        self.simplified: dict[str, dict[str, int]] = {}  # file -> its nodes before and after
         self._on_verified, self._licence = on_verified, licence
         self.precisions = tuple(precision for precision in PRECISIONS if precision in precisions)
         self._calibration = calibration
@@ -203,9 +214,7 @@ class _Job:
         small: Array | None = None
         if FP32 in heads:
             path = self._begin(heads[FP32])
-            export_onnx(
-                head, "head", path, input_shape=self._frame_shape, output_shape=variant.planes, properties=properties
-            )
+            self._write(head, "head", heads[FP32], path, (self._frame_shape, variant.planes), properties)
             self._verified(heads[FP32], verify_planes(path, heads[FP32], self._frames, planes))
             self._progress.step()
         default = heads[self.precisions[0]]
@@ -223,9 +232,7 @@ class _Job:
             tail = self._rounded(variant.tail(half=precision == "fp16"))
             name = tails[target] = f"tails/{variant.id}{suffix}"
             path = self._begin(name)
-            export_onnx(
-                tail, "tail", path, input_shape=variant.planes, output_shape=self._logit_shape, properties=properties
-            )
+            self._write(tail, "tail", name, path, (variant.planes, self._logit_shape), properties)
             if logits is None:  # fp16 is held against fp32 too: that is what it stands in for
                 logits = reference(tail if self._compact else variant.tail(fold=False), planes)
             self._verified(name, verify_logits(OnnxRuntimeRunner(path), name, planes, logits, precision))
@@ -236,7 +243,7 @@ class _Job:
     def _int8_head(self, variant: "TrainedVariant", name: str, planes: Array, properties: dict[str, str]) -> Array:
         """The head for integer kernels; its planes of the verification photographs."""
         path = self._begin(name)
-        calibrated_head(variant, self._calibration[variant.id], path, properties)
+        calibrated_head(variant, self._calibration[variant.id], path, properties, self._onnx)
         verified, small = verify_int8_planes(path, name, self._frames, planes, variant.bits)
         tail = variant.tail()
         winners = (reference(tail, item).argmax(axis=1) for item in (planes, small))
@@ -250,14 +257,7 @@ class _Job:
         model = self._rounded(self._run.full())
         path = self._begin(FULL)
         properties = self._properties({"aecnn.backbone": self._run.backbone_name})
-        export_onnx(
-            model,
-            "full",
-            path,
-            input_shape=self._frame_shape,
-            output_shape=self._logit_shape,
-            properties=properties,
-        )
+        self._write(model, "full", FULL, path, (self._frame_shape, self._logit_shape), properties)
         expected = reference(model if self._compact else self._run.full(fold=False), self._frames)
         self._verified(FULL, verify_logits(OnnxRuntimeRunner(path), FULL, self._frames, expected, "fp32"))
         self._progress.step()
@@ -282,6 +282,27 @@ class _Job:
             runner = _RUNNERS[target.product](path, spec)
             self._verified(name, verify_logits(runner, name, item.planes, item.logits, "fp16"))
         self._progress.step()
+
+    def _write(
+        self,
+        module: torch.nn.Module,
+        part: str,
+        name: str,
+        path: Path,
+        shapes: tuple[tuple[int, ...], tuple[int, ...]],
+        properties: dict[str, str],
+    ) -> None:
+        written = export_onnx(
+            module,
+            part,
+            path,
+            input_shape=shapes[0],
+            output_shape=shapes[1],
+            properties=properties,
+            options=self._onnx,
+        )
+        if self._onnx.simplify:
+            self.simplified[name] = {"nodes_before": written.nodes_translated, "nodes": written.nodes}
 
     def _rounded(self, module: _Module) -> _Module:
         """``module`` itself, its weights rounded where a compact bundle is asked for."""
@@ -338,8 +359,8 @@ def _spec(item: _Exported, coding: CodingSpec) -> VariantSpec:
     )
 
 
-def _tools(engine: EngineRequest | None) -> dict[str, str]:
-    names = ["onnx", "onnxruntime", "onnxscript", "torch"]
+def _tools(engine: EngineRequest | None, onnx: OnnxOptions) -> dict[str, str]:
+    names = ["onnx", "onnxruntime", "onnxscript", "torch"] + (["onnxslim"] if onnx.simplify else [])
     tools = {"aecnn-deploy": __version__} | {name: importlib.metadata.version(name) for name in names}
     if engine:
         tools[engine.product] = load_product(engine.product).__version__

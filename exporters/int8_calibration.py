@@ -19,6 +19,7 @@ from aecnn_deploy.calibration.ranges import METHODS, Activations, gather_activat
 from aecnn_deploy.errors import ExportError, RunFormatError, SettingsError
 from aecnn_deploy.exporters.int8_head import HeadEnds, int8_head
 from aecnn_deploy.exporters.onnx_export import export_onnx
+from aecnn_deploy.exporters.onnx_options import DEFAULTS, OnnxOptions
 from aecnn_deploy.exporters.progress import Progress, Silent
 from aecnn_deploy.exporters.verify import reference
 from aecnn_deploy.models.results import write_json
@@ -172,16 +173,22 @@ def read_calibration(run: Path) -> RunCalibration:
     return record
 
 
-def calibrated_head(variant: "TrainedVariant", record: HeadCalibration, out: Path, properties: dict[str, str]) -> None:
+def calibrated_head(
+    variant: "TrainedVariant",
+    record: HeadCalibration,
+    out: Path,
+    properties: dict[str, str],
+    options: OnnxOptions = DEFAULTS,
+) -> None:
     """Write the variant's int8 head to ``out``. Raises ExportError: ``record`` is of other weights. ModelError."""
     with tempfile.TemporaryDirectory(prefix="aecnn-int8-") as folder:
         stepped = SteppedFile(variant, Path(folder), properties)
         if stepped.fingerprint() != record.graph:
             raise ExportError(
-                f"{variant.id} was calibrated with other weights, or by another torch release; "
+                f"{variant.id} was calibrated with other weights, another input size, or by another torch release; "
                 "run: aecnn-deploy calibrate ranges"
             )
-        int8_head(stepped.path, out, stepped.ends, record.activations)
+        int8_head(stepped.path, out, stepped.ends, record.activations, options=options)
 
 
 def _calibrate(

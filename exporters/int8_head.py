@@ -14,7 +14,7 @@ What rounding the weights shifts a channel by, on average over photographs, is t
 "Data-free quantization through weight equalization and bias correction", with measured means).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,9 @@ from aecnn_deploy.exporters.int8_weights import (
     weight_override,
     weight_scales,
 )
-from aecnn_deploy.exporters.onnx_export import BATCH, IO_NAMES
+from aecnn_deploy.exporters.onnx_export import IO_NAMES
+from aecnn_deploy.exporters.onnx_file import BATCH, Signature, write_onnx
+from aecnn_deploy.exporters.onnx_options import DEFAULTS, OnnxOptions
 from aecnn_deploy.optional import require
 
 _FRAME, _PLANES = IO_NAMES["head"]
@@ -54,32 +56,33 @@ class HeadEnds:
     upper: npt.NDArray[np.uint8]
 
 
-def int8_head(stepped: Path, out: Path, ends: HeadEnds, activations: Activations, weights: Weights = "pairs") -> None:
-    """Write the int8 head of ``stepped`` (export_onnx's part "steps") to ``out``.
+def int8_head(
+    stepped: Path,
+    out: Path,
+    ends: HeadEnds,
+    activations: Activations,
+    weights: Weights = "pairs",
+    options: OnnxOptions = DEFAULTS,
+) -> None:
+    """Write the int8 head of ``stepped`` (export_onnx's part "steps", of opset 18) to ``out``.
 
-    ``activations``: gather_activations of ``stepped``. Raises ExportError: a tensor has no range, an operator no int8
-    form, or weights came out that are not exact on every processor.
+    ``activations``: gather_activations of ``stepped``. ``options.simplify`` changes nothing: onnxslim would fold
+    quantised weights back to float. Raises ExportError: a tensor has no range, an operator no int8 form, or weights
+    came out that are not exact on every processor.
     """
     onnx = require("onnx", why="int8 heads")
     model = onnx.load(str(stepped))
     properties = {item.key: item.value for item in model.metadata_props}
-    version = model.ir_version
     _quantise(model, activations, ends.zero, weights)
-    _open_input(model.graph, ends)
-    _close_output(model.graph, ends)
+    _open_input(model.graph, ends, options.batch or BATCH)
+    _close_output(model.graph, ends, options.batch or BATCH)
     require("onnxruntime.quantization.onnx_model", why="int8 heads", extra="train").ONNXModel(model).topological_sort()
-    del model.graph.value_info[:]
     for item in [item for item in model.opset_import if item.domain]:
         model.opset_import.remove(item)
-    model.ir_version = version
-    onnx.helper.set_model_props(model, properties)
     if weights != "unsigned":
         check_weights(model, out.name)
-    try:
-        onnx.save_model(model, str(out))
-        onnx.checker.check_model(str(out), full_check=True)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as exc:
-        raise ExportError(f"{out.name} does not pass onnx's checker: {' '.join(str(exc).split())[:300]}") from exc
+    signature = Signature((_FRAME, _PLANES), (ends.frame, ends.planes))
+    write_onnx(model, out, signature, replace(options, simplify=False), properties)
 
 
 def _quantise(model: Any, activations: Activations, zero: int, weights: Weights) -> None:
@@ -130,7 +133,7 @@ def _check_operators(graph: Any) -> None:
             )
 
 
-def _open_input(graph: Any, ends: HeadEnds) -> None:
+def _open_input(graph: Any, ends: HeadEnds, batch: int | str) -> None:
     """Frames instead of pixels: they are quantised as they come."""
     onnx = require("onnx", why="int8 heads")
     make, tensor = onnx.helper.make_node, onnx.numpy_helper.from_array
@@ -153,10 +156,10 @@ def _open_input(graph: Any, ends: HeadEnds) -> None:
     for node in reversed(opening):
         graph.node.insert(0, node)
     del graph.input[:]
-    graph.input.append(onnx.helper.make_tensor_value_info(_FRAME, onnx.TensorProto.UINT8, [BATCH, *ends.frame]))
+    graph.input.append(onnx.helper.make_tensor_value_info(_FRAME, onnx.TensorProto.UINT8, [batch, *ends.frame]))
 
 
-def _close_output(graph: Any, ends: HeadEnds) -> None:
+def _close_output(graph: Any, ends: HeadEnds, batch: int | str) -> None:
     """Planes instead of steps: what the last kernel quantised, within its bounds."""
     onnx = require("onnx", why="int8 heads")
     make, tensor = onnx.helper.make_node, onnx.numpy_helper.from_array
@@ -186,4 +189,4 @@ def _close_output(graph: Any, ends: HeadEnds) -> None:
             graph.node.append(make(operator, [whole, name], [target], f"levels_{operator.lower()}"))
             whole = target
     del graph.output[:]
-    graph.output.append(onnx.helper.make_tensor_value_info(_PLANES, onnx.TensorProto.UINT8, [BATCH, *ends.planes]))
+    graph.output.append(onnx.helper.make_tensor_value_info(_PLANES, onnx.TensorProto.UINT8, [batch, *ends.planes]))

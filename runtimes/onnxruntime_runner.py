@@ -24,9 +24,13 @@ class OnnxRuntimeRunner(Runner):
     ``threads`` 0 takes every core. ``spinning`` lets idle threads burn a core between two images: lower latency
     where the process has the machine to itself, ruinous where it shares it. ``variant``: refuse a file that names
     another one in its metadata, so that a head and a tail which do not belong together are never paired.
+
+    A file with a fixed batch axis is run as often as it takes, the last time filled up with zeros: ``infer`` takes any
+    batch all the same, and costs one image as much as a whole batch. ``batch``, once active: that size, or None.
     """
 
     name = "onnxruntime"
+    batch: int | None
 
     def __init__(self, path: Path, *, threads: int = 0, spinning: bool = False, variant: str | None = None) -> None:
         super().__init__()
@@ -52,11 +56,20 @@ class OnnxRuntimeRunner(Runner):
         unknown = {inputs[0].type, outputs[0].type} - _DTYPES.keys()
         if unknown:
             raise RunnerError(f"{self.path} has a {unknown.pop()}, expected one of {', '.join(_DTYPES)}")
+        self.batch = _fixed_batch(self.path, inputs[0].shape, outputs[0].shape)
         self._input, self._output = inputs[0].name, [outputs[0].name]
         self.input_shape, self.output_shape = tuple(inputs[0].shape[1:]), tuple(outputs[0].shape[1:])
         self.input_dtype, self.output_dtype = _DTYPES[inputs[0].type], _DTYPES[outputs[0].type]
 
     def _infer(self, batch: Array) -> Array:
+        if self.batch is None or len(batch) == self.batch:
+            return self._run(batch)
+        missing = -len(batch) % self.batch
+        whole = np.concatenate([batch, np.zeros((missing, *self.input_shape), self.input_dtype)])
+        pieces = [self._run(whole[at : at + self.batch]) for at in range(0, len(whole), self.batch)]
+        return np.concatenate(pieces)[: len(batch)]
+
+    def _run(self, batch: Array) -> Array:
         try:
             result: Array = self._session.run(self._output, {self._input: batch})[0]
         except Exception as exc:
@@ -65,6 +78,14 @@ class OnnxRuntimeRunner(Runner):
 
     def _deactivate(self) -> None:
         del self._session
+
+
+def _fixed_batch(path: Path, taken: list[Any], given: list[Any]) -> int | None:
+    """The size of the first axis; None where it is open."""
+    sizes = [shape[0] if shape and isinstance(shape[0], int) else None for shape in (taken, given)]
+    if sizes[0] != sizes[1] or (sizes[0] is not None and sizes[0] < 1):
+        raise RunnerError(f"{path} takes a batch of {sizes[0] or 'any size'} and gives one of {sizes[1] or 'any size'}")
+    return sizes[0]
 
 
 def _first_line(exc: Exception) -> str:

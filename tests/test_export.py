@@ -17,7 +17,8 @@ from aecnn_deploy.cli.export import register
 from aecnn_deploy.codec import PlaneDecoder, PlaneEncoder
 from aecnn_deploy.errors import BundleError, ExportError, RunFormatError, RunnerError, SettingsError, VerificationError
 from aecnn_deploy.exporters.engines import EngineRequest
-from aecnn_deploy.exporters.onnx_export import MAX_IR_VERSION, OPSET, export_onnx
+from aecnn_deploy.exporters.onnx_export import export_onnx
+from aecnn_deploy.exporters.onnx_options import MAX_IR_VERSION, OPSET
 from aecnn_deploy.models.run import RunRecord, describe_variant, save_run
 from aecnn_deploy.models.split import pruned_split
 from aecnn_deploy.models.weights import load_backbone

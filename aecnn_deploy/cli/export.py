@@ -8,6 +8,7 @@ import msgspec
 import typer
 
 from aecnn_deploy.cli.console import print_json
+from aecnn_deploy.cli.export_options import frame_size, onnx_options
 from aecnn_deploy.cli.photographs import read_frames
 from aecnn_deploy.cli.stages import StageBars
 from aecnn_deploy.cli.verification import echo_legend, echo_row
@@ -59,6 +60,16 @@ def export(
     licence: Annotated[
         str, typer.Option(help="Licence of the weights, e.g. an SPDX id, for the files' metadata.")
     ] = "not stated",
+    input_size: Annotated[
+        str | None,
+        typer.Option(metavar="S|HxW", help="Pixels of the frames, where they are not those of the training."),
+    ] = None,
+    opset: Annotated[int, typer.Option(help="Opset of the ONNX files, 14 to 21.")] = 18,
+    ir_version: Annotated[int, typer.Option(help="IR version of the ONNX files, at most 10.")] = 10,
+    onnx_batch: Annotated[
+        str, typer.Option(metavar="dynamic|N", help="The ONNX files' batch axis: open, or fixed to N images.")
+    ] = "dynamic",
+    simplify: Annotated[bool, typer.Option("--simplify", help="Run onnxslim on each ONNX file.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace a bundle that stands at --out.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
@@ -68,15 +79,19 @@ def export(
     bundle. Engines for tensorrt-rtx are built without a GPU; tensorrt builds for the GPU of this machine.
     """
     request = engine_request(engine, sm, batch_max)
-    for module in ("torch", "onnx", "onnxscript", "onnxruntime"):
+    onnx, size = onnx_options(opset, ir_version, onnx_batch, simplify=simplify), frame_size(input_size)
+    for module in ("torch", "onnx", "onnxscript", "onnxruntime", *(["onnxslim"] if simplify else [])):
         require(module, why="exporting", extra="train")
     from aecnn_deploy.calibration.plane_coding import MOST_IMAGES
     from aecnn_deploy.exporters.export import export_run
+    from aecnn_deploy.models.resized_run import resized_run
     from aecnn_deploy.models.run import load_run
 
     start_s = time.perf_counter()
     verified: dict[str, Verified] = {}
     trained = load_run(run)
+    if size is not None:
+        trained = resized_run(trained, *size)
     frames = read_frames(images, trained.input, MOST_IMAGES) if images else None
     with StageBars() as bars:
         manifest = export_run(
@@ -90,6 +105,7 @@ def export(
             calibration_frames=frames,
             samples=samples,
             licence=licence,
+            onnx=onnx,
             on_verified=verified.__setitem__,
             progress=bars,
         )
@@ -121,6 +137,7 @@ def _document(manifest: "Manifest", verified: "dict[str, Verified]", out: Path, 
         "variants": [spec.id for spec in manifest.variants],
         "files": {name: {"bytes": entry.bytes, "sha256": entry.sha256} for name, entry in manifest.files.items()},
         "verification": {name: msgspec.to_builtins(item) for name, item in verified.items()},
+        "onnx": manifest.measurements["onnx"],
         "seconds": round(seconds, 3),
     }
 
@@ -131,6 +148,11 @@ def _print(manifest: "Manifest", verified: "dict[str, Verified]", out: Path, sec
         if name.endswith((".onnx", ".engine")):
             item = msgspec.to_builtins(verified[name]) if name in verified else None
             echo_row(name, "ok" if item else "not run", item, "built for another GPU: run bundle verify --deep there")
+    for name, nodes in manifest.measurements["onnx"]["simplified"].items():
+        typer.echo(f"{name}: {nodes['nodes']} nodes of {nodes['nodes_before']} are left")
+    if "input_size" in manifest.measurements:
+        size_of = f"{manifest.input.height}x{manifest.input.width}"
+        typer.echo(f"for frames of {size_of} pixels, at which no accuracy and no agreement was measured")
     size = sum(entry.bytes for entry in manifest.files.values()) / 1e6
     typer.echo(
         f"bundle {manifest.bundle_id[:16]}…, {len(manifest.files)} files, {size:.1f} MB, {seconds:.1f} s, in {out}"

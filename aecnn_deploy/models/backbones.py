@@ -1,5 +1,6 @@
 """The backbones that can be split, each a chain of stages with a split point after every one of them."""
 
+import copy
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -69,6 +70,13 @@ class Backbone(nn.Module):
         if not 1 <= split <= len(self.split_points):
             raise ModelError(f"{self.name} has no split point {split}; choose 1 to {len(self.split_points)}")
         return self.split_points[split - 1]
+
+    def resized(self, spec: InputSpec) -> "Backbone":
+        """The same modules for frames of another size. Raises what torch raises for a tensor that a layer refuses."""
+        other = copy.copy(self)
+        other.input = spec
+        other.split_points = _split_points(other)
+        return other
 
     def new_classifier(self, classes: int) -> None:
         """Replace the last layer by an untrained one for ``classes`` classes."""

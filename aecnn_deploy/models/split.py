@@ -61,7 +61,7 @@ class SplitModel(nn.Module):
         self.register_buffer("kept", kept.clone())
         self.head = _head(backbone, design, kept)
         self.quantiser = PlaneQuantiser(design.planes, design.bits)
-        self.planes_shape = output_shape(self.head, backbone.input.height)
+        self.planes_shape = output_shape(self.head, backbone.input.height, backbone.input.width)
         shape = (point.channels, point.height, point.width)
         self.recovery = _recovery(design, kept, self.planes_shape, shape)
         self.tail = copy.deepcopy(backbone.tail(design.split))

@@ -92,10 +92,12 @@ class PlaneRecovery(nn.Module):
         self, planes: tuple[int, int, int], shape: tuple[int, int, int], *, hidden: int = 128, depth: int = 2
     ) -> None:
         super().__init__()
-        (received, side, _), (channels, target, _) = planes, shape
-        if side % target and target % side:
+        (received, side, across), (channels, target, target_across) = planes, shape
+        divides = not (side % target and target % side)
+        if not divides or side * target_across != across * target:
             raise ModelError(
-                f"planes of {side}×{side} cannot feed a tensor of {target}×{target}; one must divide the other"
+                f"planes of {side}×{across} cannot feed a tensor of {target}×{target_across}; "
+                "one must divide the other, by the same number on both axes"
             )
         stride, up = max(1, side // target), max(1, target // side)
         self.enter = conv_norm_relu(received, hidden, 3 if stride < 3 else stride | 1, stride)
@@ -112,9 +114,9 @@ class PlaneRecovery(nn.Module):
         return recovered
 
 
-def output_shape(head: nn.Module, side: int) -> tuple[int, int, int]:
-    """C', h, w of ``head`` for square inputs of ``side``, on the meta device."""
+def output_shape(head: nn.Module, height: int, width: int) -> tuple[int, int, int]:
+    """C', h, w of ``head`` for inputs of ``height`` × ``width``, on the meta device."""
     from aecnn_deploy.models.macs import on_meta
 
-    shape: Any = on_meta(head.eval(), torch.empty(1, 3, side, side, device="meta")).shape
+    shape: Any = on_meta(head.eval(), torch.empty(1, 3, height, width, device="meta")).shape
     return int(shape[1]), int(shape[2]), int(shape[3])
