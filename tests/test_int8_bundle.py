@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
+import onnx
 import pytest
 from PIL import Image
 
@@ -16,6 +17,7 @@ from aecnn_deploy.bundle.writer import BundleWriter
 from aecnn_deploy.errors import ExportError, NotABundleError, RunFormatError, SettingsError
 from aecnn_deploy.exporters.export import export_run
 from aecnn_deploy.exporters.int8_calibration import CALIBRATION_FILE, calibrate_heads, read_calibration
+from aecnn_deploy.exporters.onnx_options import OnnxOptions
 from aecnn_deploy.models.run import Run, load_run
 from aecnn_deploy.models.split import SplitDesign
 from aecnn_deploy.runtimes.device_client import DeviceSettings, run_device
@@ -293,3 +295,19 @@ def test_the_two_heads_see_nearly_the_same(bundle: Bundle) -> None:
         with OnnxRuntimeRunner(bundle.file(bundle.manifest.variant(FIRST).heads[precision]), variant=FIRST) as head:
             planes.append(head.infer(frames).astype(int))
     assert 0 < np.abs(planes[0] - planes[1]).mean() < 0.02 * 255
+
+
+def test_the_options_of_onnx_files_hold_for_int8_heads_too(calibrated: Run, tmp_path: Path) -> None:
+    options = OnnxOptions(opset=17, ir_version=8, batch=1, simplify=True)
+    export_run(calibrated, tmp_path / "b", variants=[FIRST], head_precisions=BOTH, onnx=options)
+    opened = open_bundle(tmp_path / "b")
+    model = onnx.load(str(opened.file(opened.manifest.variant(FIRST).heads["int8"])))
+    assert ({item.version for item in model.opset_import}, model.ir_version) == ({17}, 8)
+    assert model.graph.input[0].type.tensor_type.shape.dim[0].dim_value == 1
+    assert {check.verdict for check in verify_bundle(opened)} == {"ok"}
+    newest = tmp_path / "newest"
+    export_run(
+        calibrated, newest, variants=[FIRST], head_precisions=["int8"], onnx=OnnxOptions(opset=21, ir_version=10)
+    )
+    model = onnx.load(str(open_bundle(newest).file(open_bundle(newest).manifest.variant(FIRST).head)))
+    assert {item.version for item in model.opset_import} == {21}

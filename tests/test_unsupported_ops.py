@@ -166,7 +166,7 @@ def test_onnx_runtime_has_no_such_operator(tmp_path: Path, op: str, domain: str,
 
 
 def test_onnxs_converter_names_what_it_cannot_lower(tmp_path: Path) -> None:
-    with pytest.raises(UnsupportedOpError, match="choose a higher --opset; 18 needs no conversion") as caught:
+    with pytest.raises(UnsupportedOpError, match="choose another --opset; 18 needs no conversion") as caught:
         write_onnx(graph_of("Mish"), tmp_path / "t.onnx", SIGNATURE, OnnxOptions(opset=17), {})
     assert (caught.value.op, caught.value.node) == ("Mish", "the_node")
 
