@@ -8,6 +8,16 @@ import typer
 
 from aecnn_deploy.cli.bundle_argument import BundleArgument, open_named
 from aecnn_deploy.cli.console import print_json
+from aecnn_deploy.cli.engine_options import (
+    BatchMaxOption,
+    BatchMinOption,
+    BatchOptOption,
+    PrecisionOption,
+    SmOption,
+    TimingCacheOption,
+    WorkspaceOption,
+    engine_request,
+)
 from aecnn_deploy.errors import SettingsError
 
 if TYPE_CHECKING:
@@ -96,11 +106,17 @@ def engines(
     bundle: BundleArgument,
     out: Annotated[Path, typer.Option(help="The bundle to write: a folder, or a .tar.zst.")],
     engine: Annotated[str, typer.Option(help="What to build: tensorrt-rtx or tensorrt.")] = "tensorrt-rtx",
-    sm: Annotated[
-        list[int] | None,
-        typer.Option(help="GPU architecture for tensorrt-rtx, e.g. 75; may be repeated. Default: this machine's GPU."),
+    sm: SmOption = None,
+    precision: PrecisionOption = None,
+    batch_min: BatchMinOption = 1,
+    batch_opt: BatchOptOption = 1,
+    batch_max: BatchMaxOption = 8,
+    workspace: WorkspaceOption = None,
+    timing_cache: TimingCacheOption = None,
+    images: Annotated[
+        Path | None,
+        typer.Option(help="Photographs to calibrate int8 with, 32 at most. Default: the bundle's samples."),
     ] = None,
-    batch_max: Annotated[int, typer.Option(help="Largest batch that an engine runs in one piece.")] = 8,
     force: Annotated[bool, typer.Option("--force", help="Replace a bundle that stands at --out.")] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -108,16 +124,28 @@ def engines(
 
     The new bundle has an id of its own: start both halves with it.
     """
-    from aecnn_deploy.cli.export import engine_request
+    from aecnn_deploy.cli.photographs import head_planes, read_frames
     from aecnn_deploy.cli.stages import StageBars
     from aecnn_deploy.exporters.bundle_engines import add_engines
+    from aecnn_deploy.exporters.int8_tail import MOST_IMAGES
 
-    request = engine_request(engine, sm, batch_max)
+    batch = (batch_min, batch_opt, batch_max)
+    request = engine_request(engine, sm, batch, precision=precision, workspace_mib=workspace, timing_cache=timing_cache)
     if request is None:
         raise SettingsError("--engine none builds nothing; choose tensorrt-rtx or tensorrt")
+    if images and "int8" not in request.precisions:
+        raise SettingsError("--images calibrates int8 engines; add --precision int8, or leave it out")
     opened = open_named(bundle)
+    frames = read_frames(images, opened.manifest.input, MOST_IMAGES) if images else None
     with StageBars() as bars:
-        manifest = add_engines(opened, out, request, replace=force, progress=bars)
+        manifest = add_engines(
+            opened,
+            out,
+            request,
+            planes_of=None if frames is None else lambda variant: head_planes(opened, variant, frames),
+            replace=force,
+            progress=bars,
+        )
     names = {spec.id: sorted(spec.engines) for spec in manifest.variants}
     if as_json:
         print_json({"bundle": str(out), "bundle_id": manifest.bundle_id, "engines": names})
