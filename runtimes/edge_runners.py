@@ -130,8 +130,8 @@ def _engine(bundle: Bundle, variant: VariantSpec, name: str, options: RunnerOpti
     if not targets and options.engines is None:
         kind = f"{options.precision} {name}" if options.precision else name
         raise RunnerError(
-            f"{bundle.path} holds no {kind} engine for {variant.id}; export it again with --engine {name}, "
-            "or serve with --runner onnxruntime"
+            f"{bundle.path} holds no {kind} engine for {variant.id}; add one with 'aecnn-deploy bundle engines', "
+            "serve without --no-build, or with --runner onnxruntime"
         )
     reason = usable(name)
     if reason is not None:

@@ -20,7 +20,7 @@ BATCHES = (1, SAMPLES)
 MAX_STEP = 1
 MAX_STEP_SHARE = 1e-3
 # Largest difference of two logits, as a share of the largest logit.
-LOGIT_TOLERANCE: Mapping[str, float] = MappingProxyType({"fp32": 1e-3, "fp16": 5e-2, "int8": 1.5e-1})
+LOGIT_TOLERANCE: Mapping[str, float] = MappingProxyType({"fp32": 1e-3, "fp16": 5e-2, "int8": 2e-1})
 # Where the exporter is not to blame.
 _REMEDIES = {"int8": "calibrate with other photographs (--images), or choose --precision fp16"}
 

@@ -81,12 +81,13 @@ def test_photographs_calibrate_int8_where_a_bundle_keeps_no_samples_and_anew_whe
     tails = []
     for given, made in (("bundle", "one"), ("one", "two")):
         make_photos(tmp_path / f"{made}-photos", seed=len(tails))
-        options = ("--sm", "75", "--precision", "int8", "--images", str(tmp_path / f"{made}-photos"))
+        options = ["--sm", "75", "--precision", "int8", "--images", str(tmp_path / f"{made}-photos")]
+        options += ["--batch-min", "1", "--batch-opt", "2", "--batch-max", "4", "--workspace", "64"]
         done = command("bundle", "engines", str(tmp_path / given), *options, "--out", str(tmp_path / made))
         assert done.returncode == 0, done.stderr
         manifest = open_bundle(tmp_path / made).manifest
         (spec,) = manifest.variants
-        assert spec.engines.keys() == {"tensorrt-rtx-sm75-int8"}
+        assert {name: engine.batch for name, engine in spec.engines.items()} == {"tensorrt-rtx-sm75-int8": (1, 2, 4)}
         tails.append(manifest.files[spec.tails[ONNX_INT8]])
     assert tails[0] != tails[1]
 

@@ -169,7 +169,7 @@ def test_an_int8_tail_that_is_far_off_says_what_to_do_and_leaves_no_bundle(tmp_p
             tail.net[0].weight *= torch.tensor([1e3, 0.0, 0.0, 0.0])[:, None, None]
             return tail
 
-    with pytest.raises(VerificationError, match=r"tolerance 0\.15; .*--images.*or choose --precision fp16") as caught:
+    with pytest.raises(VerificationError, match=r"tolerance 0\.2; .*--images.*or choose --precision fp16") as caught:
         export_small(SmallRun((Variant(),)), tmp_path / "bundle", tails=("int8",))
     assert caught.value.file == "tails/small-l1-v1-u8.int8.onnx"
     assert list(tmp_path.iterdir()) == []

@@ -1,6 +1,7 @@
 """``aecnn-deploy bundle show``, ``bundle verify`` and ``bundle engines``."""
 
 from pathlib import Path
+from textwrap import fill
 from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
@@ -64,7 +65,7 @@ def show(bundle: BundleArgument, as_json: JsonOption = False) -> None:
             f"{name:<{_NAME}} {planes:>12} {variant.bits:>4} {variant.head_macs / 1e6:>8.1f}M {share:>7.1%} "
             f"{_share(variant.agreement):>6} {_share(variant.accuracy):>6}"
         )
-        typer.echo(f"  tails   {', '.join(sorted(variant.tails.keys() | variant.engines.keys()))}")
+        typer.echo(_wrapped("  tails   ", sorted(variant.tails.keys() | variant.engines.keys())))
         if coding := variant.coding:
             with_one = " and a dictionary" if coding.dictionary else ""
             typer.echo(f"  coding  calibrated: prediction {coding.predictor}{with_one}")
@@ -151,7 +152,8 @@ def engines(
         print_json({"bundle": str(out), "bundle_id": manifest.bundle_id, "engines": names})
         return
     for variant, targets in names.items():
-        typer.echo(f"{variant}: {', '.join(targets)}")
+        typer.echo(f"{variant}:")
+        typer.echo(_wrapped("  ", targets))
     typer.echo(f"bundle {manifest.bundle_id[:16]}… in {out}; on the GPU's machine: aecnn-deploy bundle verify --deep")
 
 
@@ -205,6 +207,11 @@ def _document(bundle: "Bundle") -> dict[str, Any]:
         "measurements": manifest.measurements,
         "tools": manifest.tools,
     }
+
+
+def _wrapped(title: str, names: list[str]) -> str:
+    """The names after ``title``, in lines of 80 columns at most."""
+    return fill(", ".join(names), 80, initial_indent=title, subsequent_indent=" " * len(title), break_on_hyphens=False)
 
 
 def _share(value: float | None) -> str:
