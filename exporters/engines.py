@@ -210,13 +210,13 @@ def _build(trt: Any, log: Any, monitor: Any, onnx_file: Path, target: Target, op
 
 
 def _read_timing_cache(config: Any, path: Path) -> None:
-    """TensorRT begins an empty one where the file's is not of this release."""
+    """What was measured elsewhere is of no use: where the file is of another release or GPU, an empty one is begun."""
     try:
         cache = config.create_timing_cache(path.read_bytes() if path.exists() else b"")
     except OSError as exc:
         raise ExportError(f"cannot read the timing cache {path}: {exc.strerror}") from None
-    if not config.set_timing_cache(cache, False):
-        raise ExportError(f"the timing cache {path} is of another GPU; name another --timing-cache")
+    if not config.set_timing_cache(cache, False):  # of another GPU; another release's is empty already
+        config.set_timing_cache(config.create_timing_cache(b""), False)
 
 
 def _write_timing_cache(config: Any, path: Path) -> None:

@@ -1,7 +1,7 @@
 """A fp32 tail -> the same in int8: explicit, symmetric Q/DQ, which TensorRT 10, 11 and RTX all read from the file.
 
 Convolutions get int8 inputs and int8 weights; what they give stays float until the next one, so that an activation's
-bounds are applied before it is rounded: on the bundle of the zoo that halves the error of quantised outputs. Matrix
+bounds are applied before it is rounded: on a tail of the zoo a third of the error of quantised outputs. Matrix
 products, of which a tail has one at its end, become half: TensorRT-RTX has no fp32 product for Turing and makes none of
 an int8 one there.
 """
@@ -15,7 +15,7 @@ from aecnn_deploy.errors import ExportError
 from aecnn_deploy.optional import require
 from aecnn_deploy.runtimes.base import Array
 
-# Of the calibration's photographs, evenly chosen: 5, 32 and 200 give the same top-1 on the bundle of the zoo.
+# Of the calibration's photographs, evenly chosen: 5 and 32 name the same classes on the zoo's tails but for 1 in 100.
 MOST_IMAGES = 32
 _QUANTISED, _HALVED = ["Conv"], ("Gemm", "MatMul")
 _PREPARED = ("onnx.quant.pre_process", "onnxruntime.quant")  # else ONNX Runtime asks for what export has done
