@@ -78,11 +78,14 @@ class UnsupportedOpError(ExportError):
 class VerificationError(ExportError):
     """An exported file computes something else than torch does."""
 
-    def __init__(self, file: str, quantity: str, got: float, tolerance: float, batch: int) -> None:
+    def __init__(
+        self, file: str, quantity: str, got: float, tolerance: float, batch: int, remedy: str | None = None
+    ) -> None:
         self.file, self.quantity, self.got, self.tolerance, self.batch = file, quantity, got, tolerance, batch
+        remedy = remedy or "try another torch or onnxscript release, or report the backbone"
         super().__init__(
             f"{file} differs from torch at batch size {batch}: {quantity} {got:.6g}, tolerance {tolerance:.6g}; "
-            "no bundle was written; try another torch or onnxscript release, or report the backbone"
+            f"no bundle was written; {remedy}"
         )
 
     @property

@@ -4,14 +4,16 @@ Precision lives in the ONNX file, so every network is strongly typed and no buil
 builds for any of its architectures and needs no GPU; full TensorRT times kernels and builds for the GPU at hand.
 """
 
+import os
+import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from aecnn_deploy.bundle.manifest import EngineSpec
+from aecnn_deploy.bundle.manifest import ENGINE_SOURCES, EngineSpec
 from aecnn_deploy.errors import ExportError, SettingsError
 from aecnn_deploy.runtimes.cuda_worker import gpu_architecture
 from aecnn_deploy.runtimes.engine_header import read_engine_header
@@ -19,35 +21,63 @@ from aecnn_deploy.runtimes.tensorrt_probe import PRODUCTS, RTX, load_product, su
 
 Note = Callable[[str], None]
 
+_TURING = "sm75"
+
 
 @dataclass(frozen=True, slots=True)
 class EngineRequest:
-    """Which engines to build. Raises SettingsError: an unknown product or a profile that is not 1 <= opt <= max."""
+    """Which engines to build.
+
+    Raises SettingsError: an unknown product or precision, a profile that is not 1 <= opt <= max, no workspace, or a
+    timing cache for TensorRT-RTX.
+    """
 
     product: str  # a key of PRODUCTS
     architectures: tuple[str, ...] = ()  # "sm75", ...; empty: the GPU of this machine
     batch: tuple[int, int, int] = (1, 1, 8)  # minimum, optimum, maximum of the optimisation profile
+    precisions: tuple[str, ...] = ("fp16",)  # keys of ENGINE_SOURCES
+    workspace_mib: int | None = None  # GPU memory that a layer may take beside its tensors; None: TensorRT's own limit
+    timing_cache: Path | None = None  # file of measured kernels: read where it exists, written after each build
 
     def __post_init__(self) -> None:
         if self.product not in PRODUCTS:
             raise SettingsError(f"no engine product {self.product!r}; known: {', '.join(PRODUCTS)}")
         least, optimum, most = self.batch
         if not 1 == least <= optimum <= most:
-            raise SettingsError(f"an optimisation profile needs 1 = minimum <= optimum <= maximum, got {self.batch}")
+            raise SettingsError(
+                f"an optimisation profile needs 1 = minimum <= optimum <= maximum, got {self.batch}: "
+                "an edge runs single images too"
+            )
+        check_precisions(self.precisions)
+        if self.workspace_mib is not None and not 1 <= self.workspace_mib < 1 << 24:
+            raise SettingsError(f"the workspace is {self.workspace_mib} MiB, expected at least 1")
+        if self.timing_cache is not None and self.product == RTX:
+            raise SettingsError(
+                f"a timing cache does nothing for {RTX}, which times no kernels when it builds; "
+                "leave out --timing-cache, or choose --engine tensorrt"
+            )
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """One engine's product and architecture; ``here`` when it was asked for as the GPU of this machine."""
+    """One engine's product, architecture and precision; ``here`` when it was asked for as the GPU of this machine."""
 
     product: str
     architecture: str
     here: bool = False
+    precision: str = "fp16"
 
     @property
     def name(self) -> str:
-        """As the manifest calls it, e.g. "tensorrt-rtx-sm75"."""
-        return f"{self.product}-{self.architecture}"
+        """As the manifest calls it, e.g. "tensorrt-rtx-sm75" for fp16, "tensorrt-rtx-sm75-int8" for another one."""
+        return f"{self.product}-{self.architecture}" + ("" if self.precision == "fp16" else f"-{self.precision}")
+
+
+def check_precisions(names: Iterable[str]) -> None:
+    """Raises SettingsError: one is no precision that engines are built in."""
+    for name in names:
+        if name not in ENGINE_SOURCES:
+            raise SettingsError(f"no engine is built in {name!r}; choose one of {', '.join(ENGINE_SOURCES)}")
 
 
 def known_architectures() -> tuple[str, ...]:
@@ -58,10 +88,12 @@ def known_architectures() -> tuple[str, ...]:
 def targets(request: EngineRequest) -> tuple[Target, ...]:
     """The engines that ``request`` asks for, each once. Checks what can be checked before a long export.
 
-    Raises SettingsError: an architecture that this product cannot build for. MissingExtraError: the product is not
-    installed. ExportError: the GPU of this machine is asked for, and there is none.
+    Raises SettingsError: an architecture that this product cannot build for, or a precision that it lacks there.
+    MissingExtraError: the product is not installed. ExportError: the GPU of this machine is asked for, and there is
+    none.
     """
     load_product(request.product)
+    precisions = tuple(dict.fromkeys(request.precisions))
     if request.architectures:
         if request.product != RTX:
             raise SettingsError(f"{request.product} builds for the GPU of this machine only; leave out --sm")
@@ -69,11 +101,25 @@ def targets(request: EngineRequest) -> tuple[Target, ...]:
         for name in request.architectures:
             if name not in known:
                 raise SettingsError(f"{RTX} does not build for {name!r}; known: {', '.join(known)}")
-        return tuple(Target(RTX, name) for name in dict.fromkeys(request.architectures))
+        wanted = dict.fromkeys(request.architectures)
+        return _possible(Target(RTX, name, precision=precision) for name in wanted for precision in precisions)
     if (reason := usable(request.product)) is not None:
         remedy = f"; name an architecture: {', '.join(known_architectures())}" if request.product == RTX else ""
         raise ExportError(f"{request.product} cannot build for the GPU of this machine: {reason}{remedy}")
-    return (Target(request.product, gpu_architecture(), here=True),)
+    here = gpu_architecture()
+    return _possible(Target(request.product, here, here=True, precision=precision) for precision in precisions)
+
+
+def _possible(found: Iterable[Target]) -> tuple[Target, ...]:
+    """Raises SettingsError: a target lacks the precision."""
+    built_for = tuple(found)
+    for target in built_for:
+        if (target.product, target.architecture, target.precision) == (RTX, _TURING, "fp32"):
+            raise SettingsError(
+                f"{RTX} has no fp32 matrix product for {_TURING} (Turing); choose --precision fp16 or int8, "
+                "or another --sm"
+            )
+    return built_for
 
 
 def build_engine(
@@ -84,16 +130,21 @@ def build_engine(
     name: str,
     precision: str,
     batch: tuple[int, int, int] = (1, 1, 8),
+    workspace_mib: int | None = None,
+    timing_cache: Path | None = None,
     note: Note = lambda _: None,
+    cancelled: Callable[[], bool] = lambda: False,
 ) -> EngineSpec:
     """Build ``onnx_file`` (one input, batch axis first) for ``target`` and write the engine to ``out``.
 
     ``name`` is the engine's file name in the bundle, ``precision`` what the ONNX file computes in, ``note`` is told
-    TensorRT's phases. An interrupt cancels the build. Raises ExportError, with TensorRT's own words.
+    TensorRT's phases; ``workspace_mib`` and ``timing_cache`` are EngineRequest's. An interrupt cancels the build, and
+    so does ``cancelled``, which is asked at each step. Raises ExportError, with TensorRT's own words.
     """
     trt = load_product(target.product)
-    log, monitor = _make_log(trt), _make_monitor(trt, note)
-    build, builder = _on_thread(lambda: _build(trt, log, monitor, onnx_file, target, batch))
+    log, monitor = _make_log(trt), _make_monitor(trt, note, cancelled)
+    options = _Options(batch, workspace_mib, timing_cache)
+    build, builder = _on_thread(lambda: _build(trt, log, monitor, onnx_file, target, options))
     try:
         build.result()
     except KeyboardInterrupt:  # TensorRT must end before its monitor and this process may
@@ -113,9 +164,16 @@ def build_engine(
     return spec
 
 
-def _build(
-    trt: Any, log: Any, monitor: Any, onnx_file: Path, target: Target, batch: tuple[int, int, int]
-) -> memoryview:
+@dataclass(frozen=True, slots=True)
+class _Options:
+    """What of an EngineRequest a build itself takes."""
+
+    batch: tuple[int, int, int]
+    workspace_mib: int | None
+    timing_cache: Path | None
+
+
+def _build(trt: Any, log: Any, monitor: Any, onnx_file: Path, target: Target, options: _Options) -> memoryview:
     what = f"{target.product} {trt.__version__} cannot build {onnx_file.name} for {target.architecture}"
     builder = trt.Builder(log)
     # TensorRT 10 has to be told; 11 and RTX know no other kind.
@@ -138,16 +196,47 @@ def _build(
         config.num_compute_capabilities = 1
         if not config.set_compute_capability(wanted, 0):
             raise ExportError(f"{what}: {log.words()}")
+    if options.workspace_mib is not None:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_mib << 20)
+    if options.timing_cache is not None:
+        _read_timing_cache(config, options.timing_cache)
     tensor = network.get_input(0)
     axes = tuple(int(size) for size in tensor.shape)[1:]
     profile = builder.create_optimization_profile()
-    profile.set_shape(tensor.name, *((size, *axes) for size in batch))
+    profile.set_shape(tensor.name, *((size, *axes) for size in options.batch))
     if config.add_optimization_profile(profile) < 0:
-        raise ExportError(f"{what}: the optimisation profile {batch} is refused: {log.words()}")
+        raise ExportError(f"{what}: the optimisation profile {options.batch} is refused: {log.words()}")
     engine = builder.build_serialized_network(network, config)
     if engine is None:
-        raise ExportError(f"{what}: {log.words()}")
+        raise ExportError(f"{what}: {'it was cancelled' if monitor.cancelled else log.words()}")
+    if options.timing_cache is not None:
+        _write_timing_cache(config, options.timing_cache)
     return memoryview(engine)
+
+
+def _read_timing_cache(config: Any, path: Path) -> None:
+    """What was measured elsewhere is of no use: where the file is of another release or GPU, an empty one is begun."""
+    try:
+        cache = config.create_timing_cache(path.read_bytes() if path.exists() else b"")
+    except OSError as exc:
+        raise ExportError(f"cannot read the timing cache {path}: {exc.strerror}") from None
+    if not config.set_timing_cache(cache, False):  # of another GPU; another release's is empty already
+        config.set_timing_cache(config.create_timing_cache(b""), False)
+
+
+def _write_timing_cache(config: Any, path: Path) -> None:
+    """Beside it and renamed: two builds that share a file leave that of the later one."""
+    try:
+        descriptor, partial = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        try:
+            with os.fdopen(descriptor, "wb") as stream:
+                stream.write(memoryview(config.get_timing_cache().serialize()))
+            Path(partial).replace(path)
+        except BaseException:
+            Path(partial).unlink(missing_ok=True)
+            raise
+    except OSError as exc:
+        raise ExportError(f"cannot write the timing cache {path}: {exc.strerror}") from None
 
 
 def _check_header(out: Path, spec: EngineSpec, target: Target) -> None:
@@ -207,7 +296,7 @@ def _make_log(trt: Any) -> Any:
     return Log()
 
 
-def _make_monitor(trt: Any, note: Note) -> Any:
+def _make_monitor(trt: Any, note: Note, cancelled: Callable[[], bool]) -> Any:
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
         """Tells ``note`` each phase; TensorRT may call it from several threads."""
 
@@ -222,6 +311,7 @@ def _make_monitor(trt: Any, note: Note) -> Any:
             pass
 
         def step_complete(self, phase_name: str, step: int) -> bool:
+            self.cancelled = self.cancelled or cancelled()
             return not self.cancelled
 
     return Monitor()

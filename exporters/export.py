@@ -13,9 +13,11 @@ import torch
 
 from aecnn_deploy import __version__
 from aecnn_deploy.bundle.manifest import (
+    ENGINE_SOURCES,
     FP32,
     INT8,
     ONNX_FP16,
+    ONNX_INT8,
     ONNXRUNTIME,
     CodingSpec,
     EngineSpec,
@@ -25,8 +27,9 @@ from aecnn_deploy.bundle.manifest import (
 from aecnn_deploy.bundle.writer import BundleWriter
 from aecnn_deploy.calibration.plane_coding import PlaneCoding, calibrate_coding, write_coding
 from aecnn_deploy.errors import ExportError, RunFormatError, SettingsError
-from aecnn_deploy.exporters.engines import EngineRequest, Target, build_engine, targets
+from aecnn_deploy.exporters.engines import EngineRequest, Target, build_engine, check_precisions, targets
 from aecnn_deploy.exporters.int8_calibration import HeadCalibration, calibrated_head, read_calibration
+from aecnn_deploy.exporters.int8_tail import int8_tail
 from aecnn_deploy.exporters.onnx_export import export_onnx
 from aecnn_deploy.exporters.onnx_options import DEFAULTS, OnnxOptions
 from aecnn_deploy.exporters.progress import Progress, Silent
@@ -69,6 +72,7 @@ def export_run(
     out: Path,
     *,
     engine: EngineRequest | None = None,
+    tails: Collection[str] = (),
     variants: Collection[str] | None = None,
     head_precisions: Collection[str] = (FP32,),
     replace: bool = False,
@@ -84,15 +88,16 @@ def export_run(
 
     Each ONNX file is compared with torch in ONNX Runtime on the run's photographs before the bundle gets its name;
     engines for the GPU of this machine are run too, engines for others cannot be. Whatever fails leaves no bundle.
+    ``tails``: precisions whose tails the bundle gets beside those that ``engine`` needs: an edge builds from them.
     ``compact`` rounds the weights to bfloat16's precision (they stay float32): an archive of the bundle takes
     less than half of the bytes. What is exported is then compared with torch on the rounded weights.
-    ``calibration_frames``: photographs, uint8 (N, H, W, 3), whose planes choose how planes are predicted and train a
-    zstd dictionary; None: those that the run keeps, too few for a dictionary. ``samples``: keep the photographs that
-    files were compared on, and what they should give, in the bundle, for ``bundle verify --deep``.
-    ``head_precisions``: "fp32", "int8" or both; int8 needs ``calibrate ranges`` before, and with both the one that was
-    faster there is the default. ``licence`` of the weights stands in each file's metadata, ``onnx`` says how ONNX files
-    are written. ``on_verified`` hears of each file that was compared. But for engines, the same run gives the same
-    bundle id.
+    ``calibration_frames``: photographs, uint8 (N, H, W, 3), whose planes choose how planes are predicted, train a
+    zstd dictionary and give an int8 tail its ranges; None: those that the run keeps, too few for a dictionary.
+    ``samples``: keep the photographs that files were compared on, and what they should give, in the bundle, for
+    ``bundle verify --deep``. ``head_precisions``: "fp32", "int8" or both; int8 needs ``calibrate ranges`` before, and
+    with both the one that was faster there is the default. ``licence`` of the weights stands in each file's metadata,
+    ``onnx`` says how ONNX files are written. ``on_verified`` hears of each file that was compared. But for engines, the
+    same run gives the same bundle id.
     Raises SettingsError, MissingExtraError, ExportError, VerificationError, BundleError.
     """
     progress = progress or Silent()
@@ -104,21 +109,23 @@ def export_run(
     chosen = _choose(run, variants)
     if len(run.frames) < SAMPLES:
         raise ExportError(f"{run.path} keeps {len(run.frames)} photographs, verification needs {SAMPLES}; train again")
+    check_precisions(tails)
     built_for = targets(engine) if engine else ()
     calibration = _calibration(run, chosen, head_precisions)
+    others = {*tails, *(engine.precisions if engine else ())} - {"fp32"}
     writer = BundleWriter(out, replace=replace)
     with writer:
         frames = run.frames if calibration_frames is None else calibration_frames
         job = _Job(run, writer, progress, compact, frames, on_verified, licence, head_precisions, calibration, onnx)
-        progress.stage("heads and tails", len(chosen) * (len(job.precisions) + (2 if engine else 1)))
-        exported = [job.variant(variant, half=engine is not None) for variant in chosen]
+        progress.stage("heads and tails", len(chosen) * (len(job.precisions) + 1 + len(others)))
+        exported = [job.variant(variant, others) for variant in chosen]
         progress.stage("full model", 1)
         full = job.full()
         if engine:
             progress.stage("engines", len(exported) * len(built_for))
             for item in exported:
                 for target in built_for:
-                    job.engine(item, target, engine.batch)
+                    job.engine(item, target, engine)
         kept = None
         if samples:
             references = {item.variant.id: VariantSamples(item.planes, item.logits, item.int8) for item in exported}
@@ -205,8 +212,8 @@ class _Job:
         self._logit_shape = (len(run.labels),)
         self.verified: dict[str, Verified] = {}
 
-    def variant(self, variant: "TrainedVariant", *, half: bool) -> _Exported:
-        """Heads and tail, and for ``half`` the tail in fp16."""
+    def variant(self, variant: "TrainedVariant", precisions: Collection[str]) -> _Exported:
+        """Heads and tail, and the tail in each of ``precisions`` ("fp16", "int8")."""
         properties = self._properties({VARIANT_KEY: variant.id})
         heads = {precision: _head_file(variant, precision) for precision in self.precisions}
         head = self._rounded(variant.head())
@@ -227,8 +234,8 @@ class _Job:
         coding = calibrate_coding(sent, variant.bits)
         logits: Array | None = None
         tails: dict[str, str] = {}
-        precisions = [(ONNXRUNTIME, "fp32", ".onnx"), (ONNX_FP16, "fp16", ".fp16.onnx")]
-        for target, precision, suffix in precisions if half else precisions[:1]:
+        floats = [(ONNXRUNTIME, "fp32", ".onnx"), (ONNX_FP16, "fp16", ".fp16.onnx")]
+        for target, precision, suffix in floats if "fp16" in precisions else floats[:1]:
             tail = self._rounded(variant.tail(half=precision == "fp16"))
             name = tails[target] = f"tails/{variant.id}{suffix}"
             path = self._begin(name)
@@ -238,6 +245,12 @@ class _Job:
             self._verified(name, verify_logits(OnnxRuntimeRunner(path), name, planes, logits, precision))
             self._progress.step()
         assert logits is not None
+        if "int8" in precisions:
+            name = tails[ONNX_INT8] = f"tails/{variant.id}.int8.onnx"
+            path = self._begin(name)
+            int8_tail(self._writer.path(tails[ONNXRUNTIME]), sent, path)
+            self._verified(name, verify_logits(OnnxRuntimeRunner(path), name, planes, logits, "int8"))
+            self._progress.step()
         return _Exported(variant, planes, logits, tails, coding, heads, default, small)
 
     def _int8_head(self, variant: "TrainedVariant", name: str, planes: Array, properties: dict[str, str]) -> Array:
@@ -263,24 +276,26 @@ class _Job:
         self._progress.step()
         return expected
 
-    def engine(self, item: _Exported, target: Target, batch: tuple[int, int, int]) -> None:
+    def engine(self, item: _Exported, target: Target, request: EngineRequest) -> None:
         """One engine of one variant; run only where it can be."""
         name = f"tails/{item.variant.id}.{target.name}.engine"
         path = self._begin(name)
-        source = self._writer.path(item.tails[ONNX_FP16])
+        source = self._writer.path(item.tails[ENGINE_SOURCES[target.precision]])
         spec = build_engine(
             source,
             path,
             target,
             name=name,
-            precision="fp16",
-            batch=batch,
+            precision=target.precision,
+            batch=request.batch,
+            workspace_mib=request.workspace_mib,
+            timing_cache=request.timing_cache,
             note=lambda phase: self._progress.note(f"{name}: {phase}"),
         )
         item.tails[target.name], item.engines[target.name] = name, spec
         if target.here:
             runner = _RUNNERS[target.product](path, spec)
-            self._verified(name, verify_logits(runner, name, item.planes, item.logits, "fp16"))
+            self._verified(name, verify_logits(runner, name, item.planes, item.logits, target.precision))
         self._progress.step()
 
     def _write(

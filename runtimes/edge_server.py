@@ -101,13 +101,16 @@ def _make_server(service: EdgeService, listener: socket.socket, on_ready: Callab
             loading = asyncio.ensure_future(service.load())
             while not loading.done() and not self.force_exit:
                 await asyncio.wait([loading], timeout=0.05)
+                if self.should_exit:
+                    service.cancel_loading()
             if not loading.done():
                 loading.cancel()
                 return
             try:
                 loading.result()
             except AecnnError as exc:
-                self.load_error, self.should_exit = exc, True
+                if not self.should_exit:  # else it is what the signal ended
+                    self.load_error, self.should_exit = exc, True
                 return
             if not self.should_exit:
                 on_ready(_ready(service, listener))

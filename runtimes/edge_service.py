@@ -220,6 +220,11 @@ class EdgeService:
             await tail.worker.run(lambda tail=tail: tail.load(self.bundle, self.settings.runner))  # type: ignore[misc]
         self.ready = True
 
+    def cancel_loading(self) -> None:
+        """End the build of an engine, which would go on for minutes. Does nothing where none is built."""
+        if self.settings.runner.engines is not None:
+            self.settings.runner.engines.cancel()
+
     async def infer(
         self, tail: Tail, request: InferReceived, received_s: float, kept: KeptPlanes | None = None
     ) -> Result:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from aecnn_deploy.bundle.manifest import FP32, ONNXRUNTIME, EngineSpec, SamplesSpec
+from aecnn_deploy.bundle.manifest import ENGINE_SOURCES, FP32, EngineSpec, SamplesSpec
 from aecnn_deploy.bundle.reader import Bundle
 from aecnn_deploy.bundle.writer import BundleWriter
 from aecnn_deploy.errors import AecnnError, BundleError, EngineMismatchError, VerificationError
@@ -28,6 +28,7 @@ from aecnn_deploy.runtimes.verification import (
 )
 
 OK, FAILED, NOT_RUN = "ok", "failed", "not run"
+_PRECISIONS = {target: precision for precision, target in ENGINE_SOURCES.items()}
 _MOST_BYTES = 64 << 20  # of one array
 
 
@@ -122,7 +123,7 @@ def verify_bundle(bundle: Bundle, begin: Callable[[str], None] = lambda file: No
         for target, file in variant.tails.items():
             if target not in variant.engines:
                 begin(file)
-                precision = "fp32" if target == ONNXRUNTIME else "fp16"
+                precision = _PRECISIONS.get(target, "fp16")
                 runner = OnnxRuntimeRunner(bundle.file(file))
                 yield _check(file, partial(verify_logits, runner, file, own.planes, own.logits, precision))
         for spec in variant.engines.values():

@@ -140,7 +140,7 @@ class Edge:
 @contextmanager
 def serving(bundle: Path, *options: str, script: str | None = None) -> Iterator[Edge]:
     """A ``serve-edge`` process (or ``script``, which gets the bundle) on a free port; killed if it still runs."""
-    serve = [*COMMAND, "serve-edge", str(bundle), "--port", "0", "--json", "--threads", "1", *options]
+    serve = [*COMMAND, "serve-edge", str(bundle), "--port", "0", "--json", "--no-build", "--threads", "1", *options]
     process = subprocess.Popen(
         serve if script is None else [sys.executable, "-c", script, str(bundle)],
         stdout=subprocess.PIPE,

@@ -245,7 +245,7 @@ def test_wrong_use_of_serve_edge_exits_2(bundle: Bundle, options: tuple[str, ...
 
 
 def test_a_runner_that_cannot_run_here_is_told(bundle: Bundle) -> None:
-    done = command("serve-edge", str(bundle.path), "--port", "0", "--runner", "tensorrt")
+    done = command("serve-edge", str(bundle.path), "--port", "0", "--runner", "tensorrt", "--no-build")
     assert (done.returncode, done.stdout) == (1, b"")
     assert "tensorrt" in one_line(done.stderr)
 

@@ -142,7 +142,52 @@ def test_an_unknown_architecture_lists_the_known_ones() -> None:
         targets(EngineRequest("tensorrt-rtx", ("sm61",)))
 
 
+def test_each_precision_is_a_target_of_its_own_and_fp16_keeps_the_short_name() -> None:
+    found = targets(EngineRequest("tensorrt-rtx", ("sm75", "sm86"), precisions=("int8", "fp16", "int8")))
+    assert [(target.name, target.precision) for target in found] == [
+        ("tensorrt-rtx-sm75-int8", "int8"),
+        ("tensorrt-rtx-sm75", "fp16"),
+        ("tensorrt-rtx-sm86-int8", "int8"),
+        ("tensorrt-rtx-sm86", "fp16"),
+    ]
+
+
+def test_fp32_for_turing_is_refused_with_what_to_choose() -> None:
+    with pytest.raises(SettingsError, match=r"sm75 \(Turing\); choose --precision fp16 or int8"):
+        targets(EngineRequest("tensorrt-rtx", ("sm86", "sm75"), precisions=("fp16", "fp32")))
+    assert targets(EngineRequest("tensorrt-rtx", ("sm86",), precisions=("fp32",)))[0].name == "tensorrt-rtx-sm86-fp32"
+
+
+def test_a_build_keeps_to_the_workspace_and_leaves_a_timing_cache(tmp_path: Path) -> None:
+    """TensorRT-RTX offers the calls of full TensorRT, and an empty cache behind them."""
+    source, out, kept = write_tail(tmp_path / "tail.onnx"), tmp_path / "x.engine", tmp_path / "kernels.cache"
+    target = Target("tensorrt-rtx", "sm75")
+    for _ in range(2):  # the second build reads what the first one left
+        with pytest.warns(DeprecationWarning, match="Timing cache"):
+            build_engine(source, out, target, name="x", precision="fp16", workspace_mib=64, timing_cache=kept)
+        assert kept.stat().st_size > 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["kernels.cache", "tail.onnx", "x.engine"]
+    kept.unlink()
+    kept.mkdir()
+    with pytest.raises(ExportError, match=r"cannot read the timing cache .*kernels"):
+        build_engine(source, out, target, name="x", precision="fp16", timing_cache=kept)
+
+
+def test_a_build_that_is_told_to_stop_ends_and_writes_nothing(tmp_path: Path) -> None:
+    source, out = write_tail(tmp_path / "tail.onnx"), tmp_path / "x.engine"
+    with pytest.raises(ExportError, match=r"tail\.onnx for sm75: it was cancelled"):
+        build_engine(source, out, Target("tensorrt-rtx", "sm75"), name="x", precision="fp16", cancelled=lambda: True)
+    assert not out.exists()
+
+
 def test_requests_that_make_no_sense_are_refused_when_made() -> None:
+    with pytest.raises(SettingsError, match="'fp8'; choose one of fp16, int8, fp32"):
+        EngineRequest("tensorrt-rtx", precisions=("fp16", "fp8"))
+    with pytest.raises(SettingsError, match="workspace is 0 MiB"):
+        EngineRequest("tensorrt-rtx", workspace_mib=0)
+    with pytest.raises(SettingsError, match="does nothing for tensorrt-rtx"):
+        EngineRequest("tensorrt-rtx", timing_cache=Path("kernels.cache"))
+    assert EngineRequest("tensorrt", timing_cache=Path("kernels.cache")).timing_cache
     with pytest.raises(SettingsError, match="known: tensorrt, tensorrt-rtx"):
         EngineRequest("tensorflow")
     with pytest.raises(SettingsError, match=r"\(1, 4, 2\)"):

@@ -377,6 +377,9 @@ class TestCommandLine:
             (("--engine", "tensorrt", "--sm", 75), "got --engine tensorrt"),
             (("--engine", "openvino"), "choose one of none, tensorrt, tensorrt-rtx"),
             (("--engine", "tensorrt-rtx", "--sm", 75, "--batch-max", 0), "1 = minimum"),
+            (("--precision", "fp8"), "'fp8'; choose one of fp16, int8, fp32"),
+            (("--workspace", 64), "--workspace goes with an engine, got --engine none"),
+            (("--timing-cache", "x"), "--timing-cache goes with an engine, got --engine none"),
         ],
     )
     def test_combinations_that_make_no_sense_are_wrong_use(

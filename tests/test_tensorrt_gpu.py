@@ -3,6 +3,7 @@
 pytest -m gpu tests/test_tensorrt_gpu.py
 """
 
+import logging
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,14 +17,20 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from aecnn_deploy.bundle.manifest import EngineSpec
+from aecnn_deploy.bundle.reader import open_bundle
 from aecnn_deploy.errors import AecnnError, EngineMismatchError, ExportError, RunnerError
+from aecnn_deploy.exporters.edge_engines import EdgeEngines
 from aecnn_deploy.exporters.engines import EngineRequest, build_engine, known_architectures, targets
+from aecnn_deploy.exporters.int8_tail import int8_tail
 from aecnn_deploy.runtimes.cuda_worker import acquire, gpu_architecture, release
+from aecnn_deploy.runtimes.edge_runners import RunnerOptions, activate_tail
 from aecnn_deploy.runtimes.engine_header import read_engine_header
 from aecnn_deploy.runtimes.onnxruntime_runner import OnnxRuntimeRunner
 from aecnn_deploy.runtimes.tensorrt_probe import PRODUCTS, usable
 from aecnn_deploy.runtimes.tensorrt_runner import TensorRTRtxRunner, TensorRTRunner
 from aecnn_deploy.runtimes.verification import LOGIT_TOLERANCE, verify_logits
+from tests.bundles import SIZE, run_directly
+from tests.sampled_bundles import with_samples
 
 pytestmark = pytest.mark.gpu
 
@@ -209,6 +216,56 @@ def test_a_wrong_shape_or_dtype_is_refused_before_the_gpu_is_asked(built: Built)
 def test_a_gpu_that_is_not_there_is_named(built: Built) -> None:
     with pytest.raises(RunnerError, match="there is no GPU 64"):
         RUNNERS[built.product](built.path, built.spec, device=64).activate()
+
+
+@pytest.mark.parametrize("product", list(PRODUCTS))
+def test_an_edge_builds_what_its_bundle_lacks_and_loads_it_at_the_next_start(
+    product: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    if (reason := usable(product)) is not None:
+        pytest.skip(f"{product} does not run here: {reason}")
+    caplog.set_level(logging.INFO, "aecnn_deploy.edge")
+    bundle = open_bundle(with_samples(tmp_path))
+    frame = np.random.default_rng(1).integers(0, 256, (SIZE, SIZE, 3), np.uint8)
+    for start in ("building", "from"):
+        caplog.clear()
+        for variant in bundle.manifest.variants:
+            with OnnxRuntimeRunner(bundle.file(variant.head)) as head:
+                planes = head.infer(frame[None])
+            options = RunnerOptions(product, engines=EdgeEngines(tmp_path / "cache"))
+            tail = activate_tail(bundle, variant, options)
+            assert tail.target == f"{product}-{gpu_architecture()}"
+            assert_close(tail.runner.infer(planes), run_directly(bundle, frame, variant.id)[None])
+            tail.runner.deactivate()
+        assert [start in message for message in caplog.messages].count(True) == len(bundle.manifest.variants)
+
+
+@pytest.mark.parametrize("product", list(PRODUCTS))
+def test_an_int8_engine_agrees_with_its_tail_in_onnx_runtime(product: str, tmp_path: Path) -> None:
+    if (reason := usable(product)) is not None:
+        pytest.skip(f"{product} does not run here: {reason}")
+    write_tail(tmp_path / "fp16.onnx")
+    model = onnx.load(str(tmp_path / "fp16.onnx"))
+    to_float32(model)
+    onnx.save(model, str(tmp_path / "fp32.onnx"))
+    planes = np.random.default_rng(5).integers(0, 256, (5, *SHAPE), np.uint8)
+    int8_tail(tmp_path / "fp32.onnx", planes, tmp_path / "int8.onnx")
+    with OnnxRuntimeRunner(tmp_path / "int8.onnx") as runner:
+        expected = runner.infer(planes)
+    (target,) = targets(EngineRequest(product, precisions=("int8",)))
+    path = tmp_path / "int8.engine"
+    spec = build_engine(tmp_path / "int8.onnx", path, target, name=path.name, precision="int8")
+    assert target.name == f"{product}-{gpu_architecture()}-int8"
+    verify_logits(RUNNERS[product](path, spec), path.name, planes, expected, "int8")
+
+
+def to_float32(model: onnx.ModelProto) -> None:
+    """``write_tail``'s model with float32 inside."""
+    for item in model.graph.initializer:
+        array = numpy_helper.to_array(item)
+        if array.dtype == np.float16:
+            item.CopyFrom(numpy_helper.from_array(array.astype(np.float32), item.name))
+    model.graph.node[0].attribute[0].i = TensorProto.FLOAT
 
 
 def test_the_owner_thread_moves_pinned_memory_to_the_gpu_and_back_for_any_caller() -> None:

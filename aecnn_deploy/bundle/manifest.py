@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import PurePosixPath
+from types import MappingProxyType
 from typing import Any
 
 import msgspec
@@ -11,8 +13,12 @@ FORMAT = 1
 MANIFEST = "manifest.json"
 
 ONNXRUNTIME = "onnxruntime"  # the target that every tail has
-ONNX_FP16 = "onnx-fp16"  # the target that engines are built from
+ONNX_FP16 = "onnx-fp16"  # the target that fp16 engines are built from
+ONNX_INT8 = "onnx-int8"  # the same of int8 engines
 FP32, INT8 = "fp32", "int8"  # the precisions of heads
+
+# an engine's precision -> the target that it is built from; in the order in which an edge prefers them
+ENGINE_SOURCES: Mapping[str, str] = MappingProxyType({"fp16": ONNX_FP16, "int8": ONNX_INT8, "fp32": ONNXRUNTIME})
 
 
 class InputSpec(msgspec.Struct, frozen=True):
@@ -33,7 +39,7 @@ class EngineSpec(msgspec.Struct, frozen=True):
     product: str  # "tensorrt" or "tensorrt-rtx"
     version: str
     architectures: tuple[str, ...]  # e.g. ("sm75",)
-    precision: str  # "fp16" or "fp32"
+    precision: str  # a key of ENGINE_SOURCES
     batch: tuple[int, int, int]  # minimum, optimum, maximum of the optimisation profile
 
 

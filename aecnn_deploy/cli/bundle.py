@@ -1,6 +1,7 @@
 """``aecnn-deploy bundle show``, ``bundle verify`` and ``bundle engines``."""
 
 from pathlib import Path
+from textwrap import fill
 from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
@@ -9,6 +10,16 @@ import typer
 from aecnn_deploy.bundle.manifest import INT8
 from aecnn_deploy.cli.bundle_argument import BundleArgument, open_named
 from aecnn_deploy.cli.console import print_json
+from aecnn_deploy.cli.engine_options import (
+    BatchMaxOption,
+    BatchMinOption,
+    BatchOptOption,
+    PrecisionOption,
+    SmOption,
+    TimingCacheOption,
+    WorkspaceOption,
+    engine_request,
+)
 from aecnn_deploy.errors import SettingsError
 
 if TYPE_CHECKING:
@@ -58,7 +69,7 @@ def show(bundle: BundleArgument, as_json: JsonOption = False) -> None:
         if len(variant.head_files) > 1 or INT8 in variant.head_files:
             default = next(precision for precision, file in variant.head_files.items() if file == variant.head)
             typer.echo(f"  heads   {', '.join(variant.head_files)}; by default {default}")
-        typer.echo(f"  tails   {', '.join(sorted(variant.tails.keys() | variant.engines.keys()))}")
+        typer.echo(_wrapped("  tails   ", sorted(variant.tails.keys() | variant.engines.keys())))
         if coding := variant.coding:
             with_one = " and a dictionary" if coding.dictionary else ""
             typer.echo(f"  coding  calibrated: prediction {coding.predictor}{with_one}")
@@ -100,11 +111,17 @@ def engines(
     bundle: BundleArgument,
     out: Annotated[Path, typer.Option(help="The bundle to write: a folder, or a .tar.zst.")],
     engine: Annotated[str, typer.Option(help="What to build: tensorrt-rtx or tensorrt.")] = "tensorrt-rtx",
-    sm: Annotated[
-        list[int] | None,
-        typer.Option(help="GPU architecture for tensorrt-rtx, e.g. 75; may be repeated. Default: this machine's GPU."),
+    sm: SmOption = None,
+    precision: PrecisionOption = None,
+    batch_min: BatchMinOption = 1,
+    batch_opt: BatchOptOption = 1,
+    batch_max: BatchMaxOption = 8,
+    workspace: WorkspaceOption = None,
+    timing_cache: TimingCacheOption = None,
+    images: Annotated[
+        Path | None,
+        typer.Option(help="Photographs to calibrate int8 with, 32 at most. Default: the bundle's samples."),
     ] = None,
-    batch_max: Annotated[int, typer.Option(help="Largest batch that an engine runs in one piece.")] = 8,
     force: Annotated[bool, typer.Option("--force", help="Replace a bundle that stands at --out.")] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -112,22 +129,35 @@ def engines(
 
     The new bundle has an id of its own: start both halves with it.
     """
-    from aecnn_deploy.cli.export import engine_request
+    from aecnn_deploy.cli.photographs import head_planes, read_frames
     from aecnn_deploy.cli.stages import StageBars
     from aecnn_deploy.exporters.bundle_engines import add_engines
+    from aecnn_deploy.exporters.int8_tail import MOST_IMAGES
 
-    request = engine_request(engine, sm, batch_max)
+    batch = (batch_min, batch_opt, batch_max)
+    request = engine_request(engine, sm, batch, precision=precision, workspace_mib=workspace, timing_cache=timing_cache)
     if request is None:
         raise SettingsError("--engine none builds nothing; choose tensorrt-rtx or tensorrt")
+    if images and "int8" not in request.precisions:
+        raise SettingsError("--images calibrates int8 engines; add --precision int8, or leave it out")
     opened = open_named(bundle)
+    frames = read_frames(images, opened.manifest.input, MOST_IMAGES) if images else None
     with StageBars() as bars:
-        manifest = add_engines(opened, out, request, replace=force, progress=bars)
+        manifest = add_engines(
+            opened,
+            out,
+            request,
+            planes_of=None if frames is None else lambda variant: head_planes(opened, variant, frames),
+            replace=force,
+            progress=bars,
+        )
     names = {spec.id: sorted(spec.engines) for spec in manifest.variants}
     if as_json:
         print_json({"bundle": str(out), "bundle_id": manifest.bundle_id, "engines": names})
         return
     for variant, targets in names.items():
-        typer.echo(f"{variant}: {', '.join(targets)}")
+        typer.echo(f"{variant}:")
+        typer.echo(_wrapped("  ", targets))
     typer.echo(f"bundle {manifest.bundle_id[:16]}… in {out}; on the GPU's machine: aecnn-deploy bundle verify --deep")
 
 
@@ -182,6 +212,11 @@ def _document(bundle: "Bundle") -> dict[str, Any]:
         "measurements": manifest.measurements,
         "tools": manifest.tools,
     }
+
+
+def _wrapped(title: str, names: list[str]) -> str:
+    """The names after ``title``, in lines of 80 columns at most."""
+    return fill(", ".join(names), 80, initial_indent=title, subsequent_indent=" " * len(title), break_on_hyphens=False)
 
 
 def _share(value: float | None) -> str:

@@ -152,7 +152,7 @@ def _full(bundle: Bundle, files: Sequence[Path], bars: StageBars) -> tuple[list[
 def _edge(bundle: Path) -> Iterator[str]:
     """An edge process on a free port of the loopback interface: its URL. It is stopped at the end."""
     with tempfile.TemporaryFile("w+") as log:
-        command = [*_COMMAND, "serve-edge", str(bundle), "--port", "0", "--json"]
+        command = [*_COMMAND, "serve-edge", str(bundle), "--port", "0", "--json", "--no-build"]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
         try:
             assert process.stdout is not None

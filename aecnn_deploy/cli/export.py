@@ -8,16 +8,24 @@ import msgspec
 import typer
 
 from aecnn_deploy.cli.console import print_json
+from aecnn_deploy.cli.engine_options import (
+    BatchMaxOption,
+    BatchMinOption,
+    BatchOptOption,
+    PrecisionOption,
+    SmOption,
+    TimingCacheOption,
+    WorkspaceOption,
+    engine_request,
+)
 from aecnn_deploy.cli.export_options import frame_size, onnx_options
 from aecnn_deploy.cli.photographs import read_frames
 from aecnn_deploy.cli.stages import StageBars
 from aecnn_deploy.cli.verification import echo_legend, echo_row
-from aecnn_deploy.errors import SettingsError
 from aecnn_deploy.optional import require
 
 if TYPE_CHECKING:
     from aecnn_deploy.bundle.manifest import Manifest
-    from aecnn_deploy.exporters.engines import EngineRequest
     from aecnn_deploy.runtimes.verification import Verified
 
 EXAMPLE = "Example: aecnn-deploy export run --out bundle --engine tensorrt-rtx --sm 75 --sm 86"
@@ -34,11 +42,13 @@ def export(
     engine: Annotated[
         str, typer.Option(help="GPU engines to build beside the ONNX files: none, tensorrt-rtx or tensorrt.")
     ] = "none",
-    sm: Annotated[
-        list[int] | None,
-        typer.Option(help="GPU architecture for tensorrt-rtx, e.g. 75; may be repeated. Default: this machine's GPU."),
-    ] = None,
-    batch_max: Annotated[int, typer.Option(help="Largest batch that an engine runs in one piece.")] = 8,
+    sm: SmOption = None,
+    precision: PrecisionOption = None,
+    batch_min: BatchMinOption = 1,
+    batch_opt: BatchOptOption = 1,
+    batch_max: BatchMaxOption = 8,
+    workspace: WorkspaceOption = None,
+    timing_cache: TimingCacheOption = None,
     variant: Annotated[
         list[str] | None, typer.Option(help="Export this variant only; may be repeated. Default: all.")
     ] = None,
@@ -51,7 +61,7 @@ def export(
     ] = False,
     images: Annotated[
         Path | None,
-        typer.Option(help="Photographs to choose the planes' coding with, at most 400. Default: the run's few."),
+        typer.Option(help="Photographs to calibrate int8 and the coding with, at most 400. Default: the run's few."),
     ] = None,
     samples: Annotated[
         bool,
@@ -78,7 +88,8 @@ def export(
     Every ONNX file is compared with torch on real photographs, at batch sizes 1 and 5; a file that differs leaves no
     bundle. Engines for tensorrt-rtx are built without a GPU; tensorrt builds for the GPU of this machine.
     """
-    request = engine_request(engine, sm, batch_max)
+    batch = (batch_min, batch_opt, batch_max)
+    request = engine_request(engine, sm, batch, precision=precision, workspace_mib=workspace, timing_cache=timing_cache)
     onnx, size = onnx_options(opset, ir_version, onnx_batch, simplify=simplify), frame_size(input_size)
     for module in ("torch", "onnx", "onnxscript", "onnxruntime", *(["onnxslim"] if simplify else [])):
         require(module, why="exporting", extra="train")
@@ -98,6 +109,7 @@ def export(
             trained,
             out,
             engine=request,
+            tails=precision or (),
             variants=variant or None,
             head_precisions=head_precision or ("fp32",),
             replace=force,
@@ -114,20 +126,6 @@ def export(
         print_json(_document(manifest, verified, out, seconds))
     else:
         _print(manifest, verified, out, seconds)
-
-
-def engine_request(engine: str, sm: list[int] | None, batch_max: int) -> "EngineRequest | None":
-    """Raises SettingsError: an unknown engine, or --sm without --engine tensorrt-rtx."""
-    from aecnn_deploy.exporters.engines import EngineRequest
-    from aecnn_deploy.runtimes.tensorrt_probe import PRODUCTS
-
-    if engine not in ("none", *PRODUCTS):
-        raise SettingsError(f"unknown --engine {engine!r}; choose one of none, {', '.join(PRODUCTS)}")
-    if sm and engine != "tensorrt-rtx":
-        raise SettingsError(f"--sm goes with --engine tensorrt-rtx only, got --engine {engine}")
-    if engine == "none":
-        return None
-    return EngineRequest(engine, tuple(f"sm{number}" for number in sm or ()), (1, 1, batch_max))
 
 
 def _document(manifest: "Manifest", verified: "dict[str, Verified]", out: Path, seconds: float) -> dict[str, Any]:

@@ -27,6 +27,14 @@ def serve_edge(
     runner: Annotated[
         str, typer.Option(help="What runs the tails: auto, onnxruntime, tensorrt or tensorrt-rtx.")
     ] = "auto",
+    precision: Annotated[
+        str | None,
+        typer.Option(help="What engines compute in: fp16, int8 or fp32. Default: the bundle's, fp16 before int8."),
+    ] = None,
+    build: Annotated[
+        bool,
+        typer.Option("--build/--no-build", help="Build engines that the bundle lacks for this GPU, and keep them."),
+    ] = True,
     threads: Annotated[int, typer.Option(help="Threads of one ONNX Runtime model; 0 takes every core.")] = 0,
     spinning: Annotated[
         bool, typer.Option("--spinning/--no-spinning", help="Let idle ONNX Runtime threads burn their core.")
@@ -40,8 +48,10 @@ def serve_edge(
 ) -> None:
     """Serve a bundle's tails to devices, and its unsplit model to anyone who posts an image.
 
-    Ctrl-C finishes what is in flight and exits 0; a second Ctrl-C stops at once.
+    With TensorRT and a GPU, an engine that the bundle lacks is built at the first start, which may take minutes, and
+    kept in ~/.cache/aecnn-deploy/engines. Ctrl-C finishes what is in flight and exits 0; a second Ctrl-C stops at once.
     """
+    from aecnn_deploy.exporters.edge_engines import EdgeEngines
     from aecnn_deploy.runtimes.edge_runners import RunnerOptions
     from aecnn_deploy.runtimes.edge_server import ReadyEdge, serve
     from aecnn_deploy.runtimes.edge_service import EdgeSettings
@@ -57,7 +67,7 @@ def serve_edge(
     settings = EdgeSettings(
         host=host,
         port=port,
-        runner=RunnerOptions(runner, threads, spinning),
+        runner=RunnerOptions(runner, threads, spinning, precision, EdgeEngines() if build else None),
         max_in_flight=max_in_flight,
         max_reference_bytes=reference_bytes,
         drain_s=drain_s,
