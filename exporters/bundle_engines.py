@@ -96,7 +96,7 @@ class _Tails:
         given = self._planes_of if target == ONNX_INT8 else None
         if target in spec.tails and given is None:
             return spec
-        name = f"tails/{spec.id}.{precision}.onnx"
+        name = spec.tails.get(target, f"tails/{spec.id}.{precision}.onnx")
         path, source = self._writer.path(name), self._bundle.file(spec.tails[ONNXRUNTIME])
         own = self._samples.get(spec.id)
         if target == ONNX_FP16:
