@@ -167,6 +167,11 @@ def _calibration(
         raise SettingsError(f"no head precision; choose one or more of {', '.join(PRECISIONS)}")
     if INT8 not in precisions:
         return {}
+    if "input_size" in run.measurements:
+        raise SettingsError(
+            "int8 heads were calibrated with frames of the run's own size; leave out --input-size, "
+            "or export with --head-precision fp32"
+        )
     known = read_calibration(run.path).variants
     for variant in chosen:
         if variant.id not in known:

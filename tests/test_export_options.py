@@ -16,6 +16,7 @@ from aecnn_deploy.cli.main import run as aecnn_deploy
 from aecnn_deploy.errors import ExportError, SettingsError
 from aecnn_deploy.exporters.bundle_engines import add_engines
 from aecnn_deploy.exporters.engines import EngineRequest
+from aecnn_deploy.exporters.export import export_run
 from aecnn_deploy.exporters.onnx_export import IO_NAMES, export_onnx
 from aecnn_deploy.exporters.onnx_file import Signature, write_onnx
 from aecnn_deploy.exporters.onnx_options import MAX_IR_VERSION, OLDEST_IR, OPSET, OnnxOptions
@@ -269,6 +270,11 @@ class TestInputSize:
         assert head["nodes"] <= head["nodes_before"]  # there is little left to leave out
         assert opset_of(bundle.file(spec.head)) == ({"": 17}, MAX_IR_VERSION)
         assert {check.verdict for check in verify_bundle(bundle)} == {"ok"}
+
+    def test_an_int8_head_was_calibrated_for_the_trained_size(self, trained: Run, tmp_path: Path) -> None:
+        with pytest.raises(SettingsError, match="calibrated with frames of the run's own size; leave out --input-size"):
+            export_run(resized_run(trained, 64, 64), tmp_path / "b", head_precisions=["int8"])
+        assert list(tmp_path.iterdir()) == []
 
     def test_the_trained_size_changes_nothing(self, trained: Run) -> None:
         assert resized_run(trained, 224, 224) is trained
