@@ -136,27 +136,46 @@ def _check_operators(graph: Any) -> None:
 def _open_input(graph: Any, ends: HeadEnds, batch: int | str) -> None:
     """Frames instead of pixels: they are quantised as they come."""
     onnx = require("onnx", why="int8 heads")
-    make, tensor = onnx.helper.make_node, onnx.numpy_helper.from_array
+    make = onnx.helper.make_node
     quantize = next(node for node in graph.node if node.op_type == "QuantizeLinear" and node.input[0] == _PIXELS)
     whole = quantize.output[0]
     graph.node.remove(quantize)
     frame, opening = _FRAME, []
     if ends.border is not None:
-        rows, columns = (
-            (large - small) // 2 for large, small in zip(ends.border.shape[:2], ends.frame[:2], strict=True)
-        )
-        pads = np.array([0, rows, columns, 0, 0, rows, columns, 0], np.int64)
-        graph.initializer.extend([tensor(pads, "border_pads"), tensor(ends.border[np.newaxis], "border")])
-        opening = [
-            make("Pad", [frame, "border_pads"], ["padded"], "pad_frame"),
-            make("Max", ["padded", "border"], ["bordered"], "mean_border"),
-        ]
-        frame = "bordered"
+        opening = _bordered(graph, ends, ends.border)
+        frame = opening[-1].output[0]
     opening.append(make("Transpose", [frame], [whole], "channels_first", perm=[0, 3, 1, 2]))
     for node in reversed(opening):
         graph.node.insert(0, node)
     del graph.input[:]
     graph.input.append(onnx.helper.make_tensor_value_info(_FRAME, onnx.TensorProto.UINT8, [batch, *ends.frame]))
+
+
+def _bordered(graph: Any, ends: HeadEnds, border: npt.NDArray[np.uint8]) -> list[Any]:
+    """The frame within the mean pixel: nodes, the last of which gives it.
+
+    The border is written as three constant nodes, which a runtime folds when it loads them: as a tensor it would be the
+    largest part of a small head's file.
+    """
+    onnx = require("onnx", why="int8 heads")
+    make, tensor = onnx.helper.make_node, onnx.numpy_helper.from_array
+    rows, columns = ((large - small) // 2 for large, small in zip(border.shape[:2], ends.frame[:2], strict=True))
+    graph.initializer.extend(
+        [
+            tensor(np.array([1, *ends.frame], np.int64), "frame_shape"),
+            tensor(np.array([0, rows, columns, 0, 0, rows, columns, 0], np.int64), "border_pads"),
+            tensor(np.array(LEVELS, np.uint8), "outside"),
+            tensor(border[np.newaxis, :1, :1], "mean_pixel"),
+        ]
+    )
+    zero = tensor(np.zeros(1, np.uint8))
+    return [
+        make("ConstantOfShape", ["frame_shape"], ["inside"], "inside_frame", value=zero),
+        make("Pad", ["inside", "border_pads", "outside"], ["around"], "around_frame"),
+        make("Min", ["around", "mean_pixel"], ["border"], "mean_border"),
+        make("Pad", [_FRAME, "border_pads"], ["padded"], "pad_frame"),
+        make("Max", ["padded", "border"], ["bordered"], "bordered_frame"),
+    ]
 
 
 def _close_output(graph: Any, ends: HeadEnds, batch: int | str) -> None:

@@ -11,8 +11,9 @@ from aecnn_deploy.models.strided import ResidualBlock
 class FeatureRecovery(nn.Module):
     """(N, C', H, W) received → (N, C, H, W) with every channel in its place.
 
-    A light CNN (3×3 convolution, batch norm, ReLU, 3×3 convolution) makes each pruned channel from *all* received
-    ones. With ``repack`` false the received channels pass unchanged (the paper's FR). With ``repack`` true the network
+    A light CNN (3×3 convolution, batch norm, ReLU, convolution of ``kernel``) makes each pruned channel from *all*
+    received ones. Where many are generated, the last convolution is nearly all of its work, and 1×1 a ninth of that.
+    With ``repack`` false the received channels pass unchanged (the paper's FR). With ``repack`` true the network
     corrects them too, so that a trained head may put into its planes whatever serves the tail best. ``depth``: residual
     blocks between the two convolutions. ``silent``: the generated channels begin as zeros, so that the network begins
     as the pruned one without recovery (Algorithm 1's last step).
@@ -26,6 +27,7 @@ class FeatureRecovery(nn.Module):
         kept: Tensor,
         *,
         hidden: int = 64,
+        kernel: int = 3,
         repack: bool = False,
         depth: int = 0,
         silent: bool = False,
@@ -43,7 +45,7 @@ class FeatureRecovery(nn.Module):
         generated = channels if repack else channels - received
         self.generate: nn.Sequential | None = None
         if len(pruned):
-            last = nn.Conv2d(hidden, generated, 3, padding=1)
+            last = nn.Conv2d(hidden, generated, kernel, padding=kernel // 2)
             self.generate = nn.Sequential(
                 nn.Conv2d(received, hidden, 3, padding=1, bias=False),
                 nn.BatchNorm2d(hidden),

@@ -25,7 +25,7 @@ from aecnn_deploy.models.backbones import Backbone, build_backbone
 from aecnn_deploy.models.deploy import DeviceHead, EdgeTail, FullModel
 from aecnn_deploy.models.macs import count_macs
 from aecnn_deploy.models.results import write_atomically, write_json
-from aecnn_deploy.models.split import Kind, SplitDesign, SplitModel, design_id
+from aecnn_deploy.models.split import Kernel, Kind, SplitDesign, SplitModel, design_id
 from aecnn_deploy.models.stepped import FusedHead
 from aecnn_deploy.optional import require
 
@@ -51,6 +51,7 @@ class VariantRecord(msgspec.Struct, frozen=True):
     agreement: float | None = None
     wire_bytes: float | None = None  # mean bytes of a message with its WebSocket frame, on the test split
     kind: Kind = "aecnn"
+    kernel: Kernel = 3
     depth: int = 0
     reuse: int = 0
     drop: tuple[int, ...] = ()
@@ -66,6 +67,7 @@ class VariantRecord(msgspec.Struct, frozen=True):
             planes=self.planes[0],
             bits=self.bits,
             hidden=self.hidden,
+            kernel=self.kernel,
             depth=self.depth,
             repack=self.repack,
             reuse=self.reuse,
@@ -190,6 +192,7 @@ def describe_variant(backbone: Backbone, model: SplitModel, ratio: int, **measur
         bits=model.bits,
         kind=design.kind,
         hidden=design.hidden,
+        kernel=design.kernel,
         depth=design.depth,
         repack=design.repack,
         reuse=design.reuse,

@@ -16,6 +16,7 @@ from aecnn_deploy.models.quantiser import PlaneQuantiser
 from aecnn_deploy.models.recovery import FeatureRecovery, ZeroFill
 from aecnn_deploy.models.strided import PlaneRecovery, output_shape, strided_head
 
+Kernel = Literal[1, 3]
 Kind = Literal["aecnn", "ca-pruned", "bottlenetpp", "strided", "late"]
 
 
@@ -32,6 +33,7 @@ class SplitDesign(msgspec.Struct, frozen=True, kw_only=True):
     planes: int  # C', the channels that are sent
     bits: int
     hidden: int = 64  # channels inside recovery
+    kernel: Kernel = 3  # of the last convolution of AECNN's recovery
     depth: int = 0  # residual blocks inside recovery
     repack: bool = False  # recovery corrects the received channels too
     reuse: int = 0
@@ -121,7 +123,13 @@ def _recovery(
     match design.kind:
         case "aecnn":
             return FeatureRecovery(
-                shape[0], kept, hidden=design.hidden, repack=design.repack, depth=design.depth, silent=not design.repack
+                shape[0],
+                kept,
+                hidden=design.hidden,
+                kernel=design.kernel,
+                repack=design.repack,
+                depth=design.depth,
+                silent=not design.repack,
             )
         case "ca-pruned" | "late":
             return ZeroFill(shape[0], kept)
@@ -137,10 +145,20 @@ def variant_id(backbone: str, split: int, ratio: int, bits: int) -> str:
 
 
 def pruned_split(
-    backbone: Backbone, split: int, kept: Tensor, bits: int, *, hidden: int = 64, repack: bool = False, depth: int = 0
+    backbone: Backbone,
+    split: int,
+    kept: Tensor,
+    bits: int,
+    *,
+    hidden: int = 64,
+    kernel: Kernel = 3,
+    repack: bool = False,
+    depth: int = 0,
 ) -> SplitModel:
     """AECNN's own design: the head pruned to ``kept``, and feature recovery."""
-    design = SplitDesign(split=split, planes=len(kept), bits=bits, hidden=hidden, repack=repack, depth=depth)
+    design = SplitDesign(
+        split=split, planes=len(kept), bits=bits, hidden=hidden, kernel=kernel, repack=repack, depth=depth
+    )
     return SplitModel(backbone, design, kept)
 
 

@@ -27,13 +27,14 @@ def design_of(settings: Algorithm1Settings, task: Task, planes: int) -> SplitDes
         case "pruned":
             return replace(base, kind="ca-pruned")
         case "fast":
-            return replace(base, hidden=settings.hidden, depth=settings.recovery_depth, repack=True)
+            recovery = replace(base, hidden=settings.hidden, kernel=settings.kernel)
+            return replace(recovery, depth=settings.recovery_depth, repack=True)
         case "bottlenetpp":
             return replace(base, kind="bottlenetpp", linear=settings.bottlenet_linear)
         case "late-split":
             return replace(base, kind="late")
         case _:  # AECNN, and its planes coded as JPEG
-            return replace(base, hidden=settings.hidden)
+            return replace(base, hidden=settings.hidden, kernel=settings.kernel)
 
 
 def strided_settings(settings: Algorithm1Settings, task: Task) -> StridedSettings:

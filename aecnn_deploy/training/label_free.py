@@ -122,6 +122,7 @@ class LabelFreeTraining:
             kept_channels(self.importance, point.kept_channels(ratio)),
             settings.bits,
             hidden=settings.hidden,
+            kernel=settings.kernel,
             repack=settings.repack,
         )
         model.to(self.device).to(memory_format=torch.channels_last)

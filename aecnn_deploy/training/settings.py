@@ -16,6 +16,7 @@ NotNegative = Annotated[int, Meta(ge=0)]
 Rate = Annotated[float, Meta(gt=0)]
 Share = Annotated[float, Meta(ge=0, lt=1)]
 Bits = Annotated[int, Meta(ge=1, le=8)]
+Kernel = Literal[1, 3]
 
 
 class MatchSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -46,6 +47,7 @@ class LabelFreeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
     ratios: Annotated[tuple[Positive, ...], Meta(min_length=1)] = (2, 4)
     bits: Annotated[int, Meta(ge=1, le=8)] = 6
     hidden: Positive = 128  # channels inside feature recovery
+    kernel: Kernel = 3  # of its last convolution: 1 or 3
     repack: bool = True  # recovery may correct the received channels too; false is the paper's FR
     trainable_stages: NotNegative = 1  # the head's last stages that are trained
     projection_only: bool = False  # of those, only the very last convolution and its batch norm
@@ -147,6 +149,7 @@ class Algorithm1Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True
     augment: Literal["none", "flip", "crop"] = "crop"
     label_smoothing: Share = 0.1
     hidden: Positive = 64  # channels inside feature recovery
+    kernel: Kernel = 3  # of its last convolution: 1 or 3
     bottlenet_linear: bool = False  # BottleNet++ without its decoder's ReLU, where split tensors have negative values
     data: DataSettings = DataSettings()
     unsplit: FitSettings = FitSettings()  # fine-tune the unsplit network
