@@ -33,8 +33,8 @@ from tests.small_models import photographs
 RESULTS = Path(__file__).parent / "results"
 SPLITS = (("resnet50", 1), ("resnet50", 2), ("efficientnet_lite0", 6))
 RATIOS = (1, 4, 16)
-HIDDEN = 64
-KERNELS = (1, 3)  # of recovery's last convolution; 3 is the default, 1 what configs/paper-resnet50.toml takes
+# Recovery's channels, and the kernel of its last convolution: as configs/paper-resnet50.toml has it, and by default.
+RECOVERIES = ((32, 1), (64, 3))
 FRAME = (224, 224, 3)
 
 
@@ -60,11 +60,11 @@ def main() -> None:
         for ratio in RATIOS:
             channels = backbone_of(name).split_point(split).channels
             kind = "late" if ratio == 1 else "aecnn"
-            for kernel in KERNELS[: 1 if ratio == 1 else None]:
+            for hidden, kernel in RECOVERIES[: 1 if ratio == 1 else None]:
                 planes = channels // ratio
-                design = SplitDesign(kind=kind, split=split, planes=planes, bits=8, hidden=HIDDEN, kernel=kernel)
+                design = SplitDesign(kind=kind, split=split, planes=planes, bits=8, hidden=hidden, kernel=kernel)
                 with TemporaryDirectory() as folder:
-                    if kernel == KERNELS[0]:
+                    if (hidden, kernel) == RECOVERIES[0]:
                         heads.append(head_row(name, design, ratio, Path(folder), options.rounds))
                         print(heads[-1], flush=True)
                     tails.append(tail_row(name, design, ratio, Path(folder), options.rounds))
@@ -75,7 +75,6 @@ def main() -> None:
             "benchmark": "int8_heads",
             "command": ".venv/bin/python -m benchmarks.int8_heads",
             "threads": 1,
-            "hidden": HIDDEN,
             "rounds": options.rounds,
             "heads": heads,
             "tails": tails,
@@ -135,7 +134,8 @@ def tail_row(name: str, design: SplitDesign, ratio: int, folder: Path, rounds: i
         export_tail(module, kind, files[part], given)
     sessions = {part: session(path) for part, path in files.items()}
     rng = np.random.default_rng(0)
-    row: dict[str, Any] = {"backbone": name, "split": design.split, "ratio": ratio, "kernel": design.kernel}
+    row: dict[str, Any] = {"backbone": name, "split": design.split, "ratio": ratio}
+    row |= {"hidden": design.hidden, "kernel": design.kernel}
     row["nodes"] = {part: len(onnx.load(str(path)).graph.node) for part, path in files.items()}
     row["bytes"] = {part: path.stat().st_size for part, path in files.items()}
     for batch in (1, 8):
