@@ -40,8 +40,9 @@ def backbone_of(name: str) -> Backbone:
     return backbone
 
 
+@cache
 def network(name: str, design: SplitDesign, *, low: float = 0.0) -> SplitModel:
-    """A split network; ``low`` is added to where the planes' ranges begin."""
+    """A split network, not to be changed; ``low`` is added to where the planes' ranges begin."""
     backbone = backbone_of(name)
     torch.manual_seed(1)
     channels = backbone.split_point(design.split).channels

@@ -16,7 +16,8 @@ from aecnn_deploy.bundle.reader import open_bundle
 from aecnn_deploy.errors import ExportError, SettingsError, VerificationError
 from aecnn_deploy.exporters.engines import Target, build_engine
 from aecnn_deploy.exporters.int8_tail import MOST_IMAGES, int8_tail
-from aecnn_deploy.exporters.onnx_export import MAX_IR_VERSION, OPSET, export_onnx
+from aecnn_deploy.exporters.onnx_export import export_onnx
+from aecnn_deploy.exporters.onnx_options import MAX_IR_VERSION, OPSET
 from aecnn_deploy.models.backbones import BACKBONES, build_backbone
 from aecnn_deploy.models.deploy import DeviceHead, EdgeTail
 from aecnn_deploy.models.split import pruned_split
