@@ -88,12 +88,13 @@ def test_the_command_calibrates_a_folder_of_photographs(calibrated: Run, tmp_pat
     for index, frame in enumerate(many_photographs(4)):
         (tmp_path / "photos" / str(index % 2)).mkdir(parents=True, exist_ok=True)
         Image.fromarray(frame).save(tmp_path / "photos" / str(index % 2) / f"{index}.png")
+    (run / "data.json").write_text(json.dumps({"train": ["0/0.png", "1/1.png", "1/3.png"], "test": ["0/2.png"]}))
     words = ("calibrate", "ranges", str(run), "--data", str(tmp_path / "photos"), "--variant", SECOND)
     done = command(*words, "--method", "minmax", "--json", timeout_s=120)
     assert done.returncode == 0, done.stderr
     document = json.loads(done.stdout)
     (row,) = document["variants"]
-    assert (document["images"], row["variant"], row["method"]) == (4, SECOND, "minmax")
+    assert (document["images"], row["variant"], row["method"]) == (3, SECOND, "minmax")  # of the test split none
     assert row["default"] == ("int8" if row["int8_ms"] < row["fp32_ms"] else "fp32")
     assert read_calibration(run).variants.keys() == {FIRST, SECOND}
 

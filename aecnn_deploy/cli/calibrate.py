@@ -79,7 +79,16 @@ def coders(
 @calibrate.command("ranges", epilog="Example: aecnn-deploy calibrate ranges run --data photos/train")
 def ranges(
     run: Annotated[Path, typer.Argument(help="The folder that 'aecnn-deploy train' wrote.")],
-    data: Annotated[Path, typer.Option(help="Training photographs: a folder (folders in it too) or a file.")],
+    data: Annotated[
+        str, typer.Option(help="Training photographs: a folder (folders in it too), a file, or the name caltech101.")
+    ],
+    data_dir: Annotated[
+        Path | None,
+        typer.Option(
+            help="Where the data set that --data names is, or is downloaded to.",
+            show_default="$AECNN_DATA, or a cache",
+        ),
+    ] = None,
     method: Annotated[
         str, typer.Option(help="minmax, percentile, entropy, or auto: the one with the nearest planes.")
     ] = "auto",
@@ -91,17 +100,20 @@ def ranges(
 ) -> None:
     """Gather activation ranges for int8 heads, and keep them in the run.
 
-    Then 'aecnn-deploy export --head-precision fp32 --head-precision int8' writes both heads of each variant. Both are
-    timed here on one thread; the bundle's default is the faster one.
+    Of photographs that the run knows, only those that it was trained on are taken. Then 'aecnn-deploy export
+    --head-precision fp32 --head-precision int8' writes both heads of each variant. Both are timed here on one thread;
+    the bundle's default is the faster one.
     """
     for module in ("torch", "onnx", "onnxscript", "onnxruntime"):
         require(module, why="calibrating int8 heads", extra="train")
     from aecnn_deploy.cli.stages import StageBars
     from aecnn_deploy.exporters.int8_calibration import CALIBRATION_FILE, calibrate_heads
     from aecnn_deploy.models.run import load_run
+    from aecnn_deploy.training.dataset import CALTECH101, resolve_data, training_names
 
     trained = load_run(run)
-    frames = read_frames(data, trained.input, limit)
+    folder = resolve_data(data, data_dir) if data == CALTECH101 or Path(data).is_dir() else Path(data)
+    frames = read_frames(folder, trained.input, limit, prefer=training_names(run))
     with StageBars() as bars:
         record = calibrate_heads(trained, frames, method=method, variants=variant or None, progress=bars)
     chosen = {name: item for name, item in record.variants.items() if not variant or name in variant}

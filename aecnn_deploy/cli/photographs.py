@@ -8,6 +8,8 @@ from aecnn_deploy.cli.console import say
 from aecnn_deploy.errors import SourceError
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     import numpy as np
     import numpy.typing as npt
 
@@ -15,10 +17,13 @@ if TYPE_CHECKING:
     from aecnn_deploy.bundle.reader import Bundle
 
 
-def read_frames(images: Path, spec: "InputSpec", limit: int) -> "npt.NDArray[np.uint8]":
+def read_frames(
+    images: Path, spec: "InputSpec", limit: int, *, prefer: "Collection[str]" = ()
+) -> "npt.NDArray[np.uint8]":
     """At most ``limit`` photographs of a folder or file, evenly chosen, uint8 (N, H, W, 3).
 
-    One that does not decode is named and left out. Raises SourceError: none decodes.
+    Of a folder that holds some of ``prefer`` (paths in it) only those. One that does not decode is named and left out.
+    Raises SourceError: none decodes.
     """
     import numpy as np
 
@@ -27,6 +32,8 @@ def read_frames(images: Path, spec: "InputSpec", limit: int) -> "npt.NDArray[np.
     from aecnn_deploy.runtimes.sources import open_source
 
     found, frames = list(open_source(str(images), BytesIO())), []
+    preferred = {images / name for name in prefer}
+    found = [image for image in found if image.content in preferred] or found
     count = min(limit, len(found))
     for image in (found[index * len(found) // count] for index in range(count)):
         try:

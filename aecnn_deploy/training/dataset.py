@@ -223,6 +223,16 @@ def read_split(path: Path, photographs: LabelledPhotographs) -> DataSplit:
     return DataSplit(train, validation, test)
 
 
+def training_names(run: Path) -> frozenset[str]:
+    """The photographs that the run in this folder was trained on, as it names them; none where it does not say."""
+    try:
+        record = msgspec.json.decode((run / "data.json").read_bytes())
+    except (OSError, msgspec.DecodeError):
+        return frozenset()
+    names = record.get("train") if isinstance(record, dict) else None
+    return frozenset(name for name in names if isinstance(name, str)) if isinstance(names, list) else frozenset()
+
+
 def _cache_home() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "aecnn-deploy"
 
