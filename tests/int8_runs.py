@@ -1,6 +1,6 @@
 """Split networks and runs for tests of int8 heads: real backbones, their planes calibrated on real photographs."""
 
-from functools import cache, partial
+from functools import cache, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,7 @@ def backbone_of(name: str) -> Backbone:
     return backbone
 
 
-@cache
+@lru_cache(maxsize=2)  # each holds a whole tail
 def network(name: str, design: SplitDesign, *, low: float = 0.0) -> SplitModel:
     """A split network, not to be changed; ``low`` is added to where the planes' ranges begin."""
     backbone = backbone_of(name)
