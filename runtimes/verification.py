@@ -97,7 +97,8 @@ def verify_int8_planes(path: Path, name: str, frames: Array, expected: Array, bi
     difference = np.abs(planes.astype(np.int16) - expected)
     mean = float(difference.mean())
     if mean > tolerance:
-        raise VerificationError(name, "mean difference in quantisation steps is", mean, tolerance, BATCHES[0])
+        remedy = "calibrate ranges again, on photographs like those that the device will see, or export it in fp32"
+        raise VerificationError(name, "mean difference in quantisation steps is", mean, tolerance, BATCHES[0], remedy)
     for batch, other in zip(BATCHES[1:], others, strict=True):
         if differing := float((other != planes).mean()):
             raise VerificationError(name, "share of values that another batch changes is", differing, 0.0, batch)

@@ -14,7 +14,7 @@ from PIL import Image
 
 from aecnn_deploy.bundle.reader import Bundle, open_bundle
 from aecnn_deploy.bundle.writer import BundleWriter
-from aecnn_deploy.errors import ExportError, NotABundleError, RunFormatError, SettingsError
+from aecnn_deploy.errors import ExportError, NotABundleError, RunFormatError, SettingsError, VerificationError
 from aecnn_deploy.exporters.export import export_run
 from aecnn_deploy.exporters.int8_calibration import (
     CALIBRATION_FILE,
@@ -280,6 +280,19 @@ def test_a_calibration_of_other_weights_is_refused(calibrated: Run, tmp_path: Pa
     shutil.copy(calibrated.path / CALIBRATION_FILE, other.path)
     with pytest.raises(ExportError, match=f"{FIRST} was calibrated with other weights"):
         export_run(other, tmp_path / "b", head_precisions=["int8"])
+    assert not (tmp_path / "b").exists()
+
+
+def test_ranges_of_something_else_make_no_head(calibrated: Run, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(calibrated.path, run)
+    record = read_calibration(run)
+    narrow = {name: (low / 30, high / 30) for name, (low, high) in record.variants[FIRST].ranges.items()}
+    other = msgspec.structs.replace(record.variants[FIRST], ranges=narrow)
+    content = msgspec.json.encode(msgspec.structs.replace(record, variants={FIRST: other}))
+    (run / CALIBRATION_FILE).write_bytes(content)
+    with pytest.raises(VerificationError, match=r"int8.onnx differs .* mean difference .*; calibrate ranges again, on"):
+        export_run(load_run(run), tmp_path / "b", variants=[FIRST], head_precisions=["int8"])
     assert not (tmp_path / "b").exists()
 
 
