@@ -72,7 +72,7 @@ def _ranges(onnx_file: Path, batches: Iterable[Array], method: str) -> dict[str,
         source = calibrator.infer_session.get_inputs()[0].name
         seen = 0
         for batch in batches:
-            calibrator.collect_data(_Feed(source, batch))
+            calibrator.collect_data(CalibrationFeed(source, batch))
             seen += len(batch)
         if not seen:
             raise SettingsError("no photograph to calibrate on; give at least one, better a hundred")
@@ -101,11 +101,13 @@ def _means(onnx_file: Path, batches: Iterable[Array]) -> dict[str, tuple[float, 
     return {name: tuple(float(value) for value in total / images) for name, total in sums.items()}
 
 
-class _Feed:
-    """ONNX Runtime's CalibrationDataReader: the images of one batch, then None."""
+class CalibrationFeed:
+    """ONNX Runtime's CalibrationDataReader: the images of ``batch`` one at a time for the input ``source``."""
 
     def __init__(self, source: str, batch: Array) -> None:
-        self._images: Iterator[dict[str, Array]] = ({source: image[np.newaxis]} for image in batch)
+        self._images: Iterator[dict[str, Array]] = (
+            {source: np.ascontiguousarray(image[np.newaxis])} for image in batch
+        )
 
     def get_next(self) -> dict[str, Array] | None:
         return next(self._images, None)

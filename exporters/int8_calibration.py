@@ -149,7 +149,7 @@ def calibrate_heads(
     return record
 
 
-def check_frames(frames: Array, frame: tuple[int, int, int]) -> None:
+def check_frames(frames: Array, frame: tuple[int, ...]) -> None:
     """Raises SettingsError: not uint8 (N, *frame) with N at least 1."""
     if frames.dtype != np.uint8 or frames.shape[1:] != frame or not len(frames):
         raise SettingsError(

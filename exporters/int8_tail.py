@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from aecnn_deploy.calibration.ranges import CalibrationFeed
 from aecnn_deploy.errors import ExportError
 from aecnn_deploy.optional import require
 from aecnn_deploy.runtimes.base import Array
@@ -46,7 +47,7 @@ def int8_tail(source: Path, planes: Array, out: Path) -> None:
         quantization.quantize_static(
             model,
             str(out),
-            _Feed(model.graph.input[0].name, chosen),
+            CalibrationFeed(model.graph.input[0].name, chosen),
             quant_format=quantization.QuantFormat.QDQ,
             op_types_to_quantize=_QUANTISED,
             per_channel=True,
@@ -62,17 +63,6 @@ def int8_tail(source: Path, planes: Array, out: Path) -> None:
     _halve_products(onnx, quantised.graph, source.name)
     _check(onnx, quantised.graph, source.name)
     onnx.save_model(quantised, str(out))
-
-
-class _Feed:
-    """ONNX Runtime's CalibrationDataReader: the planes of one photograph at a time, then None."""
-
-    def __init__(self, name: str, planes: Array) -> None:
-        self._name, self._batches = name, iter(planes[:, np.newaxis])
-
-    def get_next(self) -> dict[str, Array] | None:
-        batch = next(self._batches, None)
-        return None if batch is None else {self._name: np.ascontiguousarray(batch)}
 
 
 def _halve_products(onnx: Any, graph: Any, name: str) -> None:

@@ -9,12 +9,13 @@ EfficientNet-Lite0) and need three times the memory. Clamps left in float32 woul
 
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from aecnn_deploy.errors import ExportError, SettingsError
+from aecnn_deploy.calibration.ranges import CalibrationFeed
+from aecnn_deploy.errors import ExportError
+from aecnn_deploy.exporters.int8_calibration import check_frames
 from aecnn_deploy.exporters.onnx_export import IO_NAMES
 from aecnn_deploy.optional import require
 from aecnn_deploy.runtimes.onnxruntime_runner import OnnxRuntimeRunner
@@ -24,17 +25,6 @@ Frames = npt.NDArray[np.uint8]
 # The normalisation of the frame stays in float32, and so do pooling and reshaping: they cost nothing.
 _OPERATORS = ["Conv", "Gemm", "MatMul", "Add", "Relu", "Clip", "MaxPool"]
 _BATCH = 16
-
-
-class _Feed:
-    """ONNX Runtime's CalibrationDataReader: one frame at a time, then None."""
-
-    def __init__(self, frames: Frames) -> None:
-        self._batches = iter(frames[:, np.newaxis])
-
-    def get_next(self) -> dict[str, Frames] | None:
-        batch = next(self._batches, None)
-        return None if batch is None else {IO_NAMES["full"][0]: np.ascontiguousarray(batch)}
 
 
 def int8_model(full_onnx: Path, calibration_frames: Frames, out: Path) -> Path:
@@ -56,7 +46,7 @@ def int8_model(full_onnx: Path, calibration_frames: Frames, out: Path) -> Path:
             quantization.quantize_static(
                 str(prepared),
                 str(quantised),
-                _Feed(calibration_frames),
+                CalibrationFeed(IO_NAMES["full"][0], calibration_frames),
                 quant_format=quantization.QuantFormat.QDQ,
                 op_types_to_quantize=_OPERATORS,
                 per_channel=True,
@@ -84,12 +74,7 @@ def top1(path: Path, frames: Frames, *, threads: int = 1) -> npt.NDArray[np.int6
 
 def _check_frames(full_onnx: Path, frames: Frames) -> None:
     with OnnxRuntimeRunner(full_onnx, threads=1) as runner:
-        expected: tuple[Any, ...] = runner.input_shape
-    if frames.dtype != np.uint8 or frames.shape[1:] != expected or not len(frames):
-        raise SettingsError(
-            f"calibration needs uint8 frames (N, {', '.join(map(str, expected))}) with N at least 1, "
-            f"got {frames.dtype} {frames.shape}; take training photographs at the network's input size"
-        )
+        check_frames(frames, runner.input_shape)
 
 
 def _one_line(exc: Exception) -> str:
