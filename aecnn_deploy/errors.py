@@ -171,10 +171,10 @@ class SessionRefusedError(AecnnError):
 
 
 class RequestFailedError(AecnnError):
-    """The edge answered one request with a named failure."""
+    """The edge answered one request with a named failure; ``retry_after_s``: when asking again may help, if it may."""
 
-    def __init__(self, code: str, reason: str) -> None:
-        self.code, self.reason = code, reason
+    def __init__(self, code: str, reason: str, retry_after_s: float | None = None) -> None:
+        self.code, self.reason, self.retry_after_s = code, reason, retry_after_s
         super().__init__(f"{code}: {reason}")
 
 

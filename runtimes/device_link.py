@@ -230,7 +230,7 @@ class EdgeLink:
                     case FailureReceived(answered, failed) if answered == request_id:
                         if leaving:
                             self.close()
-                        raise RequestFailedError(failed.code, failed.reason)
+                        raise RequestFailedError(failed.code, failed.reason, failed.retry_after_s)
                     case GoodbyeReceived():
                         leaving = True  # it still answers what it has
 

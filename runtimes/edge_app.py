@@ -2,13 +2,15 @@
 
 import asyncio
 import logging
+import math
 import time
 from typing import TYPE_CHECKING
 
 from aecnn_deploy.errors import RequestFailedError
 from aecnn_deploy.runtimes.edge_metrics import FULL
-from aecnn_deploy.runtimes.edge_service import BAD_IMAGE, TOO_LARGE, TOO_SLOW, EdgeService
-from aecnn_deploy.runtimes.edge_stream import Stream
+from aecnn_deploy.runtimes.edge_models import BAD_IMAGE
+from aecnn_deploy.runtimes.edge_service import TOO_LARGE, TOO_SLOW, Caller, EdgeService
+from aecnn_deploy.runtimes.edge_stream import Stream, caller_of
 from aecnn_deploy.wire import FailureCode
 
 if TYPE_CHECKING:
@@ -52,10 +54,11 @@ def build_app(service: EdgeService) -> "Starlette":
     async def classify(request: "Request") -> "Response":
         received_s = time.perf_counter()
         try:
-            service.check_open()
+            caller = caller_of(request.scope, request.client.host if request.client else "")
+            service.check_open(caller, service.current.full)
             content = await upload(service, request)
             service.metrics.received(FULL, len(content))
-            return await _classified(service, content, received_s)
+            return await _classified(service, content, received_s, caller)
         except RequestFailedError as exc:
             service.metrics.failed(FULL, exc.code)
             return _failure(exc)
@@ -85,7 +88,7 @@ async def upload(service: EdgeService, request: "Request") -> bytes:
     """The body, within the settings' limits of size, time and number. Raises RequestFailedError: over one of them."""
     settings = service.settings
     if service.uploads >= settings.max_uploads:
-        raise RequestFailedError(FailureCode.OVERLOADED, f"{service.uploads} images are being uploaded, the limit")
+        raise RequestFailedError(FailureCode.OVERLOADED, f"{service.uploads} images are being uploaded, the limit", 1.0)
     service.uploads += 1
     try:
         async with asyncio.timeout(settings.upload_timeout_s):
@@ -115,14 +118,15 @@ async def read_body(request: "Request", limit_bytes: int) -> bytes:
     return b"".join(pieces)
 
 
-async def _classified(service: EdgeService, content: bytes, received_s: float) -> "JSONResponse":
+async def _classified(service: EdgeService, content: bytes, received_s: float, caller: Caller) -> "JSONResponse":
     from starlette.responses import JSONResponse
 
-    answer, total_ms = await service.classify(content, received_s)
-    labels = service.bundle.manifest.labels
+    bundle = service.bundle
+    answer, total_ms = await service.classify(content, received_s, caller)
+    labels = bundle.manifest.labels
     return JSONResponse(
         {
-            "bundle_id": service.bundle.id,
+            "bundle_id": bundle.id,
             "path": FULL,
             "top": [{"index": index, "label": labels[index], "score": score} for index, score in answer.top],
             "decode_ms": round(answer.decode_ms, 3),
@@ -137,7 +141,10 @@ def _failure(error: RequestFailedError) -> "JSONResponse":
     from starlette.responses import JSONResponse
 
     status = _STATUS.get(error.code, 500)
-    headers = {"retry-after": "1"} if status == 503 else {}
+    headers = {"retry-after": str(math.ceil(error.retry_after_s or 1))} if status == 503 else {}
     if error.code in (TOO_LARGE, TOO_SLOW):
         headers["connection"] = "close"  # the rest of the body is not read
-    return JSONResponse({"error": {"code": error.code, "reason": error.reason}}, status, headers)
+    document: dict[str, object] = {"code": error.code, "reason": error.reason}
+    if error.retry_after_s is not None:
+        document["retry_after_s"] = error.retry_after_s
+    return JSONResponse({"error": document}, status, headers)

@@ -57,3 +57,15 @@ class EdgeMetrics:
     def page(self) -> tuple[bytes, str]:
         """The page and its content type."""
         return self._prometheus.generate_latest(self.registry), self._prometheus.CONTENT_TYPE_LATEST
+
+    def batch_ran(self, variant: str, size: int, seconds: float) -> None:
+        """A batch was run."""
+
+    def loaded(self, variant: str, seconds: float) -> None:
+        """A model was loaded and is warm."""
+
+    def evicted(self, variant: str) -> None:
+        """A model was freed for another one."""
+
+    def reloaded(self, *, ok: bool) -> None:
+        """A new bundle was taken up, or refused."""

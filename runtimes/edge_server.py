@@ -1,9 +1,12 @@
-"""The edge's life: take the port, load the models, serve, drain, end. uvicorn does the networking."""
+"""The edge's life: take the port, load the models, serve, reload, drain, end. uvicorn does the networking."""
 
 import asyncio
 import errno
+import gc
+import signal
 import socket
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Coroutine
 from contextlib import closing
 from dataclasses import dataclass
 from types import FrameType
@@ -13,10 +16,13 @@ from aecnn_deploy.bundle.reader import Bundle
 from aecnn_deploy.errors import AecnnError, ServeError
 from aecnn_deploy.optional import require
 from aecnn_deploy.runtimes.edge_app import build_app
-from aecnn_deploy.runtimes.edge_service import EdgeService, EdgeSettings
+from aecnn_deploy.runtimes.edge_service import EdgeService
+from aecnn_deploy.runtimes.edge_settings import EdgeSettings
 from aecnn_deploy.wire import HEADER_BYTES
 
 _CLOSE_S = 2  # for connections and threads once the drain is over
+_HOUSEKEEPING_S = 1.0
+_SWITCH_INTERVAL_S = 0.0005  # Python's own 5 ms would be the longest part of a quick answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +34,7 @@ class ReadyEdge:
     port: int
     runner: str
     variants: list[str]
-    targets: dict[str, str]  # variant -> the manifest's target that runs it
+    targets: dict[str, str]  # variant that is loaded -> the manifest's target that runs it
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,17 +45,25 @@ class ServingEnd:
     models_idle: bool  # false: a model still runs on its thread, which only the end of the process can stop
 
 
-def serve(bundle: Bundle, settings: EdgeSettings, on_ready: Callable[[ReadyEdge], None]) -> ServingEnd:
-    """Serve ``bundle`` until SIGINT or SIGTERM.
+def serve(
+    bundle: Bundle,
+    settings: EdgeSettings,
+    on_ready: Callable[[ReadyEdge], None],
+    reopen: Callable[[], Bundle] | None = None,
+) -> ServingEnd:
+    """Serve ``bundle`` until SIGINT or SIGTERM; at SIGHUP, serve what ``reopen`` gives, which may raise BundleError.
 
     Raises ServeError: the address cannot be taken (told before a model is loaded) or a tail does not fit the
-    manifest. RunnerError: a tail cannot be loaded. MissingExtraError: the edge's extra is not installed.
+    manifest. RunnerError: a tail cannot be loaded. SettingsError: the settings name no variant of the bundle.
+    MissingExtraError: the edge's extra is not installed.
     """
     for module in ("uvicorn", "starlette", "websockets", "prometheus_client", "onnxruntime"):
         require(module, why="serving an edge", extra="edge")
     with closing(_bind(settings.host, settings.port)) as listener:
         service = EdgeService(bundle, settings)
-        server = _make_server(service, listener, on_ready)
+        service.current.preloaded()  # raises SettingsError before anything is loaded
+        server = _make_server(service, listener, on_ready, reopen)
+        sys.setswitchinterval(_SWITCH_INTERVAL_S)
         server.run(sockets=[listener])
     models_idle = service.close(0.0 if server.force_exit else _CLOSE_S)
     if server.load_error is not None:
@@ -79,7 +93,12 @@ def _bind(host: str, port: int) -> socket.socket:
     return listener
 
 
-def _make_server(service: EdgeService, listener: socket.socket, on_ready: Callable[[ReadyEdge], None]) -> Any:
+def _make_server(
+    service: EdgeService,
+    listener: socket.socket,
+    on_ready: Callable[[ReadyEdge], None],
+    reopen: Callable[[], Bundle] | None,
+) -> Any:
     import uvicorn
 
     class Server(uvicorn.Server):
@@ -91,6 +110,10 @@ def _make_server(service: EdgeService, listener: socket.socket, on_ready: Callab
 
         load_error: AecnnError | None = None
 
+        def __init__(self, config: uvicorn.Config) -> None:
+            super().__init__(config)
+            self.chores: set[asyncio.Task[Any]] = set()  # kept, or they might be collected before they end
+
         def handle_exit(self, sig: int, frame: FrameType | None) -> None:
             if self.should_exit:
                 self.force_exit = True
@@ -98,6 +121,7 @@ def _make_server(service: EdgeService, listener: socket.socket, on_ready: Callab
 
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             await super().startup(sockets=sockets)
+            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self.reload)
             loading = asyncio.ensure_future(service.load())
             while not loading.done() and not self.force_exit:
                 await asyncio.wait([loading], timeout=0.05)
@@ -113,9 +137,28 @@ def _make_server(service: EdgeService, listener: socket.socket, on_ready: Callab
                     self.load_error, self.should_exit = exc, True
                 return
             if not self.should_exit:
+                gc.collect()
+                gc.freeze()  # what was loaded stays: nothing that a collection in mid-request should look at
+                self.chore(self.keep_house())
                 on_ready(_ready(service, listener))
 
+        def reload(self) -> None:
+            if reopen is not None and service.ready:
+                self.chore(service.reload(reopen))
+
+        def chore(self, work: Coroutine[Any, Any, Any]) -> None:
+            task = asyncio.create_task(work)
+            self.chores.add(task)
+            task.add_done_callback(self.chores.discard)
+
+        async def keep_house(self) -> None:
+            while True:
+                await asyncio.sleep(_HOUSEKEEPING_S)
+                await service.retire_unused()
+
         async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            for task in list(self.chores):
+                task.cancel()
             await service.drain(lambda: self.force_exit)
             await super().shutdown(sockets=sockets)
 
@@ -142,7 +185,7 @@ def _ready(service: EdgeService, listener: socket.socket) -> ReadyEdge:
         bundle_id=service.bundle.id,
         url=f"ws://[{host}]:{port}" if ":" in host else f"ws://{host}:{port}",
         port=port,
-        runner=service.runner_name,
-        variants=[tail.variant.id for tail in service.tails],
-        targets={tail.variant.id: tail.target for tail in service.tails},
+        runner=service.current.runner_name,
+        variants=list(service.current.tails),
+        targets=service.current.targets,
     )

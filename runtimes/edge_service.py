@@ -1,223 +1,75 @@
-"""What an edge does with a request, whichever way it came: admit it, run it on the model's thread, time it."""
+"""What an edge does with a request, whichever way it came: admit it, give it to its model's lane, time it."""
 
 import asyncio
 import logging
-import math
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Protocol
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
 
-import numpy as np
-
-from aecnn_deploy.bundle.manifest import VariantSpec
 from aecnn_deploy.bundle.reader import Bundle
-from aecnn_deploy.codec import MAX_DISTANCE, PlaneDecoder
-from aecnn_deploy.errors import (
-    AecnnError,
-    CodecError,
-    ImageError,
-    NoReferenceError,
-    RequestFailedError,
-    RunnerError,
-    ServeError,
-    SettingsError,
-)
-from aecnn_deploy.runtimes.base import Array, Runner
+from aecnn_deploy.errors import AecnnError, RequestFailedError
+from aecnn_deploy.optional import require
+from aecnn_deploy.runtimes.edge_generation import DrainableStream, Generation
+from aecnn_deploy.runtimes.edge_lane import Answer, Job, Lane, LaneState
 from aecnn_deploy.runtimes.edge_metrics import FULL, SPLIT, EdgeMetrics
-from aecnn_deploy.runtimes.edge_runners import RunnerOptions, activate_tail, make_onnxruntime
-from aecnn_deploy.runtimes.edge_worker import Worker
-from aecnn_deploy.runtimes.frames import read_frame
-from aecnn_deploy.runtimes.plane_memory import KeptPlanes, plane_dictionary
-from aecnn_deploy.wire import FailureCode, InferReceived, Result, WireLimits
+from aecnn_deploy.runtimes.edge_models import PlanesAsked
+from aecnn_deploy.runtimes.edge_pool import ModelPool
+from aecnn_deploy.runtimes.edge_settings import EdgeSettings
+from aecnn_deploy.runtimes.plane_memory import KeptPlanes
+from aecnn_deploy.wire import FailureCode, InferReceived, Result
 
 logger = logging.getLogger("aecnn_deploy.edge")
 
-TOP_K = 5
+TOO_LARGE, TOO_SLOW = "too-large", "too-slow"  # how POST /v1/classify fails, beside the wire's FailureCodes
+
 _ABANDON_S = 1.0
-
-BAD_IMAGE, TOO_LARGE, TOO_SLOW = (
-    "bad-image",
-    "too-large",
-    "too-slow",
-)  # how POST /v1/classify fails, beside the wire's FailureCodes
+_DRAINING_RETRY_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
-class EdgeSettings:
-    """How an edge serves. Raises SettingsError: a number is out of its range."""
+class Caller:
+    """Whose a request is: ``peer`` shares the edge with others, ``stream`` shares what its peer gets."""
 
-    host: str = "127.0.0.1"
-    port: int = 8765  # 0 takes a free one
-    runner: RunnerOptions = field(default_factory=RunnerOptions)
-    max_in_flight: int = 64  # requests of all devices together
-    max_in_flight_per_stream: int = 8
-    max_streams: int = 256
-    max_image_bytes: int = 16 << 20  # of a body of POST /v1/classify
-    max_reference_bytes: int = 1 << 19  # of a stream's last planes, kept for differences; 0: each frame on its own
-    max_uploads: int = 16  # bodies that are being read; each may hold max_image_bytes of memory
-    upload_timeout_s: float = 30.0  # for one body
-    drain_s: float = 10.0
-    hello_timeout_s: float = 10.0
-    limits: WireLimits = field(default_factory=WireLimits)
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.port <= 65535:
-            raise SettingsError(f"port is {self.port}, expected 0 to 65535")
-        for name in ("max_in_flight", "max_in_flight_per_stream", "max_streams", "max_image_bytes", "max_uploads"):
-            if getattr(self, name) < 1:
-                raise SettingsError(f"{name} is {getattr(self, name)}, expected at least 1")
-        if self.max_reference_bytes < 0:
-            raise SettingsError(f"max_reference_bytes is {self.max_reference_bytes}, expected 0 or more")
-        for name in ("drain_s", "hello_timeout_s", "upload_timeout_s"):
-            if not 0 <= getattr(self, name) < 1e6:
-                raise SettingsError(f"{name} is {getattr(self, name)}, expected 0 or more seconds")
-
-
-class DrainableStream(Protocol):
-    """What the service asks of an open stream when the edge stops."""
-
-    async def finish(self) -> None:
-        """Say GOODBYE, answer what is in flight, then close."""
-
-    async def abandon(self) -> None:
-        """Fail what is in flight and close."""
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What a model's thread gives back: ``top`` is (class index, softmax score), best first."""
-
-    top: list[tuple[int, float]]
-    decode_ms: float
-    queue_ms: float
-    run_ms: float
-
-
-class Tail:
-    """One variant's decoder and tail with the thread that owns both."""
-
-    def __init__(self, bundle: Bundle, variant: VariantSpec) -> None:
-        self.variant, self.target = variant, ""
-        self._decoder = PlaneDecoder(variant.planes, variant.bits, dictionary=plane_dictionary(bundle, variant))
-        self.worker = Worker(f"tail {variant.id}")
-        self._runner: Runner | None = None
-
-    def load(self, bundle: Bundle, options: RunnerOptions) -> None:
-        """Load the tail and run it once. Call it on the worker. Raises RunnerError, ServeError."""
-        tail = activate_tail(bundle, self.variant, options)
-        planes, classes = tuple(self.variant.planes), (len(bundle.manifest.labels),)
-        if tail.runner.input_shape != planes or tail.runner.output_shape != classes:
-            raise ServeError(
-                f"{bundle.path}: the tail of {self.variant.id} takes {tail.runner.input_shape} and gives "
-                f"{tail.runner.output_shape}, the manifest says {planes} and {classes}; export the bundle again"
-            )
-        tail.runner.infer(np.zeros((1, *self.variant.planes), tail.runner.input_dtype))
-        self._runner, self.target = tail.runner, tail.target
-
-    @property
-    def runner_name(self) -> str:
-        return self._runner.name if self._runner else ""
-
-    def answer(self, request: InferReceived, received_s: float, kept: KeptPlanes | None) -> Answer:
-        """Run one request. Call it on the worker. Raises RequestFailedError.
-
-        ``kept``: the planes of the stream's earlier requests; those of this one are added when it has its answer.
-        """
-        started_s = time.perf_counter()
-        if request.deadline_ms and (started_s - received_s) * 1e3 > request.deadline_ms:
-            raise RequestFailedError(
-                FailureCode.DEADLINE, f"its {request.deadline_ms} ms had passed when {self.variant.id} had its turn"
-            )
-        assert self._runner is not None
-        try:
-            planes = self._decoder.decode(
-                request.coder_id,
-                request.payload,
-                lambda distance: kept.get(request.request_id - distance) if kept is not None else None,
-            )
-            decoded_s = time.perf_counter()
-            logits = self._runner.infer(planes[np.newaxis])
-            ran_s = time.perf_counter()
-            top = top_scores(logits[0], TOP_K)
-        except NoReferenceError as exc:
-            raise RequestFailedError(FailureCode.NO_REFERENCE, str(exc)) from None
-        except CodecError as exc:
-            raise RequestFailedError(FailureCode.BAD_PAYLOAD, str(exc)) from None
-        except RunnerError as exc:
-            raise RequestFailedError(FailureCode.INTERNAL, str(exc)) from None
-        if kept is not None:
-            kept.keep(request.request_id, planes)
-        return Answer(top, (decoded_s - started_s) * 1e3, (started_s - received_s) * 1e3, (ran_s - decoded_s) * 1e3)
-
-    def unload(self) -> None:
-        """Free the tail. Call it on the worker."""
-        if self._runner is not None:
-            self._runner.deactivate()
-            self._runner = None
-
-
-class Full:
-    """The unsplit model with its thread; loaded when the first image comes."""
-
-    def __init__(self, bundle: Bundle, options: RunnerOptions) -> None:
-        self.worker = Worker("full model")
-        self._bundle = bundle
-        self._runner = make_onnxruntime(bundle.file(bundle.manifest.full), options)
-
-    def answer(self, content: bytes, received_s: float) -> Answer:
-        """Classify an image file. Call it on the worker. Raises RequestFailedError."""
-        started_s = time.perf_counter()
-        try:
-            frame = read_frame(content, self._bundle.manifest.input, name="the body")
-            decoded_s = time.perf_counter()
-            self._runner.activate()
-            logits = self._runner.infer(frame[np.newaxis])
-            ran_s = time.perf_counter()
-            top = top_scores(logits[0], TOP_K)
-        except ImageError as exc:
-            raise RequestFailedError(BAD_IMAGE, str(exc)) from None
-        except AecnnError as exc:
-            raise RequestFailedError(FailureCode.INTERNAL, str(exc)) from None
-        return Answer(top, (decoded_s - started_s) * 1e3, (started_s - received_s) * 1e3, (ran_s - decoded_s) * 1e3)
-
-    def unload(self) -> None:
-        """Free the model. Call it on the worker."""
-        self._runner.deactivate()
+    peer: Hashable
+    stream: Hashable
 
 
 class EdgeService:
-    """The models of one bundle, what is in flight, and whether the edge is ready or draining.
+    """The bundles that are served, what is in flight, and whether the edge is ready or draining.
 
-    Lives on one event loop; only ``Tail`` and ``Full`` do work on other threads.
+    Lives on one event loop; only lanes do work on other threads. ``current`` is the bundle that new devices should
+    have; ``previous``, after a reload, the one before it, for devices that have not got the new one yet.
     """
 
     def __init__(self, bundle: Bundle, settings: EdgeSettings) -> None:
-        self.bundle, self.settings = bundle, settings
+        self.settings = settings
         self.in_flight, self.uploads = 0, 0
         self.ready, self.draining = False, False
         self.streams: set[DrainableStream] = set()
         self.metrics = EdgeMetrics(lambda: self.in_flight, lambda: len(self.streams))
-        self.tails = [Tail(bundle, variant) for variant in bundle.manifest.variants]
-        self._full = Full(bundle, settings.runner)
+        self.pool = ModelPool(settings.memory_limit_bytes, self.metrics)
+        self.current = Generation(bundle, settings, self.metrics)
+        self.previous: Generation | None = None
+        self._by_peer: dict[Hashable, int] = {}
+        self._reloading = asyncio.Lock()
 
     @property
-    def runner_name(self) -> str:
-        """The runner of the tails; joined by ``+`` where variants have different ones."""
-        return "+".join(sorted({tail.runner_name for tail in self.tails}))
+    def bundle(self) -> Bundle:
+        """The one that new devices should have."""
+        return self.current.bundle
 
-    def references(self, tails: Sequence[Tail], max_in_flight: int) -> int:
-        """How many answered requests' planes a stream of these variants may have kept for each of them.
-
-        One more than it may have in flight is of use: so many may be answered between a RESULT and its difference.
-        """
-        each = sum(tail.variant.plane_bytes for tail in tails)
-        return min(max_in_flight + 1, MAX_DISTANCE, self.settings.max_reference_bytes // each)
+    def generation(self, bundle_id: str) -> Generation | None:
+        """The lanes for devices that were started with ``bundle_id``; None: it is not served."""
+        for generation in (self.current, self.previous):
+            if generation is not None and generation.bundle.id == bundle_id:
+                return generation
+        return None
 
     async def load(self) -> None:
-        """Load and warm every tail. Raises RunnerError, ServeError: one cannot be loaded."""
-        for tail in self.tails:  # one after the other: each takes every core while it loads
-            await tail.worker.run(lambda tail=tail: tail.load(self.bundle, self.settings.runner))  # type: ignore[misc]
+        """Load and warm what the settings preload. Raises RunnerError, ServeError: one cannot be loaded."""
+        require("onnxruntime", why="serving an edge", extra="edge")  # its own memory is no model's
+        for lane in self.current.preloaded():  # one after the other: each takes every core while it loads
+            await self.pool.load(lane)
         self.ready = True
 
     def cancel_loading(self) -> None:
@@ -225,19 +77,67 @@ class EdgeService:
         if self.settings.runner.engines is not None:
             self.settings.runner.engines.cancel()
 
+    async def reload(self, open_bundle: Callable[[], Bundle]) -> bool:
+        """Serve what ``open_bundle`` gives beside the present bundle, which stays for devices that have it.
+
+        Whether that is done: a bundle that cannot be opened, loaded or run leaves everything as it was, and the log
+        says why. Nothing that is in flight is touched.
+        """
+        async with self._reloading:
+            fresh: Generation | None = None
+            try:
+                bundle = await asyncio.to_thread(open_bundle)
+                if bundle.id == self.bundle.id:
+                    logger.info("reloaded: still bundle %s", bundle.id[:12])
+                    self.metrics.reloaded(ok=True)
+                    return True
+                fresh = Generation(bundle, self.settings, self.metrics)
+                for lane in fresh.preloaded():
+                    await self.pool.load(lane)
+            except AecnnError as exc:
+                logger.error("not reloaded, still serving bundle %s: %s", self.bundle.id[:12], exc)
+                self.metrics.reloaded(ok=False)
+                if fresh is not None:
+                    await self.pool.free(lane for lane in fresh.lanes if lane.state is not LaneState.UNLOADED)
+                return False
+            before, self.previous, self.current = self.previous, self.current, fresh
+            self.previous.last_used_s = time.monotonic()
+            logger.info(
+                "reloaded: serving bundle %s, and bundle %s to devices that have it, for %g s after the last one",
+                fresh.bundle.id[:12],
+                self.previous.bundle.id[:12],
+                self.settings.previous_s,
+            )
+            self.metrics.reloaded(ok=True)
+            if before is not None:
+                await self._retire(before)
+            return True
+
+    async def retire_unused(self) -> None:
+        """Drop the bundle before the last reload once no device has used it for ``previous_s``."""
+        previous = self.previous
+        if previous is None:
+            return
+        if previous.streams:
+            previous.last_used_s = time.monotonic()
+        elif time.monotonic() - previous.last_used_s >= self.settings.previous_s:
+            self.previous = None
+            await self._retire(previous)
+
     async def infer(
-        self, tail: Tail, request: InferReceived, received_s: float, kept: KeptPlanes | None = None
-    ) -> Result:
+        self,
+        lane: Lane,
+        request: InferReceived,
+        received_s: float,
+        caller: Caller,
+        kept: KeptPlanes | None = None,
+    ) -> tuple[Result, Answer]:
         """Run a device's planes; ``kept`` are the stream's earlier ones of this variant.
 
         ``received_s`` is ``time.perf_counter`` at its arrival. Raises RequestFailedError.
         """
-        if request.raw_bytes != tail.variant.plane_bytes:
-            raise RequestFailedError(
-                FailureCode.BAD_PAYLOAD,
-                f"{request.raw_bytes} bytes of planes, {tail.variant.id} has {tail.variant.plane_bytes}",
-            )
-        answer = await self._run(tail.worker, lambda: tail.answer(request, received_s, kept))
+        deadline_s = received_s + request.deadline_ms / 1e3 if request.deadline_ms else None
+        answer = await self._run(lane, PlanesAsked(request, kept), received_s, deadline_s, caller)
         result = Result(
             top=answer.top,
             decode_ms=answer.decode_ms,
@@ -245,41 +145,62 @@ class EdgeService:
             tail_ms=answer.run_ms,
             total_ms=(time.perf_counter() - received_s) * 1e3,
             in_flight=self.in_flight,
-            variant=tail.variant.id,
+            variant=lane.model.name,
+            batch=answer.batch,
         )
         self.metrics.answered(
             SPLIT,
             {"decode": result.decode_ms, "queue": result.queue_ms, "tail": result.tail_ms, "total": result.total_ms},
         )
-        return result
+        return result, answer
 
-    async def classify(self, content: bytes, received_s: float) -> tuple[Answer, float]:
+    async def classify(self, content: bytes, received_s: float, caller: Caller) -> tuple[Answer, float]:
         """Run the unsplit model on an image file; the answer and its total in ms. Raises RequestFailedError."""
-        answer = await self._run(self._full.worker, lambda: self._full.answer(content, received_s))
+        answer = await self._run(self.current.full, content, received_s, None, caller)
         total_ms = (time.perf_counter() - received_s) * 1e3
         self.metrics.answered(
             FULL, {"decode": answer.decode_ms, "queue": answer.queue_ms, "full": answer.run_ms, "total": total_ms}
         )
         return answer, total_ms
 
-    def check_open(self) -> None:
-        """Raises RequestFailedError: the edge takes no request now."""
+    def check_open(self, caller: Caller, lane: Lane) -> None:
+        """Raises RequestFailedError: the edge takes no request of ``caller`` for ``lane`` now."""
+        settings = self.settings
         if self.draining:
-            raise RequestFailedError(FailureCode.DRAINING, "the edge is shutting down; ask another one")
-        if self.in_flight >= self.settings.max_in_flight:
+            why = "the edge is shutting down; ask another one"
+            raise RequestFailedError(FailureCode.DRAINING, why, _DRAINING_RETRY_S)
+        if (own := self._by_peer.get(caller.peer, 0)) >= settings.max_in_flight_per_peer and caller.peer:
             raise RequestFailedError(
                 FailureCode.OVERLOADED,
-                f"{self.in_flight} requests are in flight, the limit is {self.settings.max_in_flight}; "
+                f"{own} requests of this peer are in flight, the limit is {settings.max_in_flight_per_peer}; "
+                "try again later, or raise --peer-in-flight",
+                lane.retry_after_s(),
+            )
+        if self.in_flight >= settings.max_in_flight and not lane.make_room(caller.peer, caller.stream):
+            raise RequestFailedError(
+                FailureCode.OVERLOADED,
+                f"{self.in_flight} requests are in flight, the limit is {settings.max_in_flight}; "
                 "try again later, or raise --max-in-flight",
+                lane.retry_after_s(),
             )
 
-    async def _run(self, worker: Worker, job: Callable[[], Answer]) -> Answer:
-        self.check_open()
+    async def _run(
+        self, lane: Lane, asked: PlanesAsked | bytes, received_s: float, deadline_s: float | None, caller: Caller
+    ) -> Answer:
+        self.check_open(caller, lane)
+        future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        if lane.state is not LaneState.LOADED:
+            self.pool.want(lane)
+        lane.submit(Job(asked, caller.peer, caller.stream, received_s, deadline_s, future))
         self.in_flight += 1
+        self._by_peer[caller.peer] = self._by_peer.get(caller.peer, 0) + 1
         try:
-            return await worker.run(job)
+            return await future
         finally:
             self.in_flight -= 1
+            self._by_peer[caller.peer] -= 1
+            if not self._by_peer[caller.peer]:
+                del self._by_peer[caller.peer]
 
     async def drain(self, hurry: Callable[[], bool]) -> int:
         """Take nothing new and finish what is in flight, for ``drain_s`` at most or until ``hurry`` says so.
@@ -287,7 +208,7 @@ class EdgeService:
         Returns the number of requests that were left unfinished.
         """
         self.draining = True
-        finishing = [asyncio.create_task(stream.finish()) for stream in self.streams]
+        finishing = [asyncio.create_task(stream.finish("the edge is shutting down")) for stream in self.streams]
         end_s = time.monotonic() + self.settings.drain_s
         while (self.in_flight or not all(task.done() for task in finishing)) and time.monotonic() < end_s:
             if hurry():
@@ -302,20 +223,24 @@ class EdgeService:
         return left
 
     def close(self, timeout_s: float) -> bool:
-        """Free the models and end their threads, waiting at most ``timeout_s`` for each; whether all have ended."""
-        ended = [tail.worker.close(timeout_s, last=tail.unload) for tail in self.tails]
-        return all([*ended, self._full.worker.close(timeout_s, last=self._full.unload)])
+        """Free the models and end their threads, waiting at most ``timeout_s`` for all; whether all have ended."""
+        generations = [generation for generation in (self.current, self.previous) if generation is not None]
+        lanes = {lane for generation in generations for lane in generation.lanes} | set(self.pool.loaded)
+        for lane in lanes:
+            lane.stop()
+        end_s = time.monotonic() + timeout_s
+        ended = [lane.join(max(0.0, end_s - time.monotonic())) for lane in lanes]
+        return all(ended)
 
-
-def top_scores(logits: Array, count: int) -> list[tuple[int, float]]:
-    """The ``count`` best classes of ``logits`` (classes,) with their softmax scores, best first.
-
-    The first is numpy's argmax. Raises RunnerError: a logit is NaN, or the best is infinite.
-    """
-    best = float(logits.max())  # NaN if any is
-    if not math.isfinite(best):
-        raise RunnerError("the model gave logits that are not finite; verify the bundle's export")
-    weights = np.exp(logits - best)
-    total = float(weights.sum(dtype=np.float64))
-    order = (-logits).argsort(kind="stable")[:count]
-    return [(index, weight / total) for index, weight in zip(order.tolist(), weights[order].tolist(), strict=True)]
+    async def _retire(self, generation: Generation) -> None:
+        logger.info("bundle %s is not served any more", generation.bundle.id[:12])
+        reason = f"the edge serves bundle {self.bundle.id[:12]} now"
+        endings = [asyncio.create_task(stream.finish(reason)) for stream in list(generation.streams)]
+        if endings:
+            await asyncio.wait(endings, timeout=self.settings.drain_s)
+        for task in endings:
+            task.cancel()
+        error = RequestFailedError(FailureCode.DRAINING, reason)
+        for lane in generation.lanes:
+            lane.fail_waiting(error)
+        await self.pool.free(lane for lane in generation.lanes if lane.state is not LaneState.UNLOADED)

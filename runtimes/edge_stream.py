@@ -4,14 +4,17 @@ import asyncio
 import contextlib
 import logging
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Hashable, MutableMapping
+from typing import TYPE_CHECKING, Any
 
 from aecnn_deploy import __version__
 from aecnn_deploy.codec import coder_names, delta_names
 from aecnn_deploy.errors import RequestFailedError, WireError
 from aecnn_deploy.optional import require
+from aecnn_deploy.runtimes.edge_generation import Generation
+from aecnn_deploy.runtimes.edge_lane import Answer, Lane
 from aecnn_deploy.runtimes.edge_metrics import SPLIT
-from aecnn_deploy.runtimes.edge_service import EdgeService, Tail
+from aecnn_deploy.runtimes.edge_service import Caller, EdgeService
 from aecnn_deploy.runtimes.plane_memory import KeptPlanes
 from aecnn_deploy.wire import (
     WIRE_VERSION,
@@ -41,11 +44,13 @@ class Stream:
     def __init__(self, service: EdgeService, websocket: "WebSocket") -> None:
         self._service, self._websocket = service, websocket
         self._session = EdgeSession(service.settings.limits)
-        self._tails: list[Tail | None] = []  # by the HELLO's variant index
-        self._kept: list[KeptPlanes | None] = []  # the same; each is its tail's thread's alone
+        self._generation: Generation | None = None  # once the HELLO has named a bundle that is served
+        self._lanes: list[Lane | None] = []  # by the HELLO's variant index
+        self._kept: list[KeptPlanes | None] = []  # the same
         self._requests: dict[asyncio.Task[None], int] = {}  # with their ids; until the answer is sent
         client = websocket.client
         self._peer = f"{client.host}:{client.port}" if client else "a device"
+        self._caller = caller_of(websocket.scope, self)
         self._device_left = False
         # Sending to a device that has left, or after our own close, is no failure of the edge.
         self._gone = (require("starlette.websockets", why="serving an edge").WebSocketDisconnect, RuntimeError)
@@ -66,16 +71,18 @@ class Stream:
             await self._close(PROTOCOL_ERROR, str(exc))
         finally:
             self._service.streams.discard(self)
+            if self._generation is not None:
+                self._generation.streams.discard(self)
             for task in self._requests:
                 task.cancel()
 
-    async def finish(self) -> None:
+    async def finish(self, reason: str) -> None:
         """Say GOODBYE, answer what is in flight, then close."""
         with contextlib.suppress(WireError):  # no session yet, or one that has ended
-            await self._send(self._session.goodbye("the edge is shutting down"))
+            await self._send(self._session.goodbye(reason))
         while self._requests:
             await asyncio.wait(list(self._requests))
-        await self._close(GOING_AWAY, "the edge is shutting down")
+        await self._close(GOING_AWAY, reason)
 
     async def abandon(self) -> None:
         """Fail what is in flight and close."""
@@ -123,32 +130,37 @@ class Stream:
             await self._send(self._session.refuse(code, reason))
             await self._close(POLICY_VIOLATION, code)
             return False
-        known = {tail.variant.id: tail for tail in self._service.tails}
-        self._tails = [known.get(name) for name in hello.variants]
+        await self._send(self._session.welcome(self._welcome(hello)))
+        return True
+
+    def _welcome(self, hello: Hello) -> Welcome:
+        generation = self._service.generation(hello.bundle_id)
+        assert generation is not None  # else it was refused
+        self._generation = generation
+        generation.streams.add(self)
+        self._lanes = [generation.tails.get(name) for name in hello.variants]
+        known = [generation.bundle.variant(name) for name in hello.variants if name in generation.tails]
         settings = self._service.settings
-        tails = [tail for tail in self._tails if tail]
-        references = (
-            self._service.references(tails, self._max_in_flight) if set(hello.coders) & set(delta_names()) else 0
-        )
-        self._kept = [KeptPlanes(references) if tail and references else None for tail in self._tails]
+        differences = set(hello.coders) & set(delta_names())
+        references = generation.references(known, self._max_in_flight) if differences else 0
+        self._kept = [KeptPlanes(references) if lane and references else None for lane in self._lanes]
         coders = (*coder_names(), *(delta_names() if references else ()))
-        welcome = Welcome(
+        return Welcome(
             wire_version=WIRE_VERSION,
-            bundle_id=self._service.bundle.id,
-            variants=[name for name in hello.variants if name in known],
+            bundle_id=generation.bundle.id,
+            variants=[variant.id for variant in known],
             coders=[name for name in hello.coders if name in coders],
             max_in_flight=self._max_in_flight,
             max_payload_bytes=settings.limits.max_payload_bytes,
             max_raw_bytes=settings.limits.max_raw_bytes,
-            runner=self._service.runner_name,
+            runner=generation.runner_name,
             software=f"aecnn-deploy {__version__}",
             references=references,
         )
-        await self._send(self._session.welcome(welcome))
-        return True
 
     def _refusal(self, hello: Hello) -> tuple[RefusalCode, str] | None:
         service, mine = self._service, self._service.bundle.id
+        generation = service.generation(hello.bundle_id)
         if service.draining or not service.ready:
             why = "is shutting down" if service.draining else "is still loading its models"
             return RefusalCode.DRAINING if service.draining else RefusalCode.OVERLOADED, f"the edge {why}; try again"
@@ -157,7 +169,7 @@ class Stream:
                 f"the device speaks wire versions {hello.wire_versions}, the edge {WIRE_VERSION}; "
                 "install the same release on both"
             )
-        if hello.bundle_id != mine:
+        if generation is None:
             return RefusalCode.BUNDLE_MISMATCH, (
                 f"the device has bundle {hello.bundle_id[:12]}…, the edge serves {mine[:12]}…; "
                 "start both halves with the same bundle"
@@ -167,7 +179,7 @@ class Stream:
                 f"the device has coders {hello.coders}, the edge {list(coder_names())}; "
                 "install the same release on both"
             )
-        if not set(hello.variants) & {tail.variant.id for tail in service.tails}:
+        if not set(hello.variants) & generation.tails.keys():
             return RefusalCode.BUNDLE_MISMATCH, f"the edge has none of the device's variants {hello.variants}"
         if len(service.streams) > service.settings.max_streams:
             return RefusalCode.OVERLOADED, f"the edge has {service.settings.max_streams} streams, its limit"
@@ -180,7 +192,8 @@ class Stream:
 
     async def _answer(self, request: InferReceived, received_s: float) -> None:
         try:
-            message = self._session.result(request.request_id, await self._infer(request, received_s))
+            result, _ = await self._infer(request, received_s)
+            message = self._session.result(request.request_id, result)
         except RequestFailedError as exc:
             self._service.metrics.failed(SPLIT, exc.code)
             message = self._session.fail(request.request_id, _failed(exc))
@@ -192,13 +205,18 @@ class Stream:
         if self._device_left and len(self._requests) == 1:
             await self._close(NORMAL, "")
 
-    async def _infer(self, request: InferReceived, received_s: float) -> Result:
-        tail = self._tails[request.variant] if request.variant < len(self._tails) else None
-        if tail is None:
+    async def _infer(self, request: InferReceived, received_s: float) -> tuple[Result, Answer]:
+        lane = self._lanes[request.variant] if request.variant < len(self._lanes) else None
+        if lane is None or self._generation is None:
             raise RequestFailedError(
-                FailureCode.UNKNOWN_VARIANT, f"variant index {request.variant} of {len(self._tails)} is not served"
+                FailureCode.UNKNOWN_VARIANT, f"variant index {request.variant} of {len(self._lanes)} is not served"
             )
-        return await self._service.infer(tail, request, received_s, self._kept[request.variant])
+        expected = self._generation.bundle.variant(lane.model.name).plane_bytes
+        if request.raw_bytes != expected:
+            raise RequestFailedError(
+                FailureCode.BAD_PAYLOAD, f"{request.raw_bytes} bytes of planes, {lane.model.name} has {expected}"
+            )
+        return await self._service.infer(lane, request, received_s, self._caller, self._kept[request.variant])
 
     async def _receive(self) -> bytes | None:
         """The next binary WebSocket message, or None at the end. Raises WireError: it is a text message."""
@@ -220,10 +238,19 @@ class Stream:
             await self._websocket.close(code, text)
 
 
+def caller_of(scope: "MutableMapping[str, Any]", stream: Hashable) -> Caller:
+    """Who asks: the peer that was identified by a token or a certificate, else one of those who were not.
+
+    Those share the place of one peer; an address says little, since whole sites stand behind one.
+    """
+    peer = scope.get("state", {}).get("peer")
+    named = peer is not None and peer.how != "address"
+    return Caller(peer.name if named else "", stream)
+
+
 def _failed(error: RequestFailedError) -> Failed:
-    retry_after_s = 1.0 if error.code in (FailureCode.OVERLOADED, FailureCode.DRAINING) else None
-    return Failed(error.code, error.reason, retry_after_s)
+    return Failed(error.code, error.reason, error.retry_after_s)
 
 
 def _draining() -> RequestFailedError:
-    return RequestFailedError(FailureCode.DRAINING, "the edge shut down before its turn came")
+    return RequestFailedError(FailureCode.DRAINING, "the edge shut down before its turn came", 1.0)

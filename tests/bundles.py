@@ -52,8 +52,12 @@ def make_bundle(
     seed: int = 0,
     size: int = SIZE,
     dictionary: bool = False,
+    tail_of_first: Path | None = None,
 ) -> Manifest:
-    """Write a bundle to ``out``; another ``seed`` gives other weights and so another bundle id."""
+    """Write a bundle to ``out``; another ``seed`` gives other weights and so another bundle id.
+
+    ``tail_of_first``: a file to take for the first variant's tail, whatever it is.
+    """
     rng = np.random.default_rng(seed)
     spec = InputSpec(size, size, size * 9 // 8, "bicubic", (127.0,) * 3, (128.0,) * 3)
     with BundleWriter(out) as writer:
@@ -67,6 +71,8 @@ def make_bundle(
             head, tail = f"heads/{variant.id}.onnx", f"tails/{variant.id}.onnx"
             _save(_head(variant, planes, size, rng), writer.path(head))
             _save(_tail(planes, rng, variant.tail_loops), writer.path(tail))
+            if tail_of_first is not None and variant is variants[0]:
+                writer.path(tail).write_bytes(tail_of_first.read_bytes())
             specs.append(
                 VariantSpec(
                     id=variant.id,

@@ -16,8 +16,9 @@ from websockets.sync.client import connect
 
 from aecnn_deploy.bundle.reader import Bundle, open_bundle
 from aecnn_deploy.errors import RunnerError, SettingsError
+from aecnn_deploy.runtimes.edge_models import top_classes
 from aecnn_deploy.runtimes.edge_runners import RunnerOptions, activate_tail
-from aecnn_deploy.runtimes.edge_service import EdgeSettings, top_scores
+from aecnn_deploy.runtimes.edge_settings import EdgeSettings
 from aecnn_deploy.runtimes.frames import read_frame
 from aecnn_deploy.wire import (
     FailureReceived,
@@ -313,7 +314,7 @@ import sys
 import msgspec
 from aecnn_deploy.bundle.reader import open_bundle
 from aecnn_deploy.runtimes.edge_server import serve
-from aecnn_deploy.runtimes.edge_service import EdgeSettings
+from aecnn_deploy.runtimes.edge_settings import EdgeSettings
 
 settings = EdgeSettings(port=0, hello_timeout_s=0.3, max_streams=1, max_uploads=1, upload_timeout_s=1.0)
 serve(open_bundle(sys.argv[1]), settings, lambda ready: print(msgspec.json.encode(ready).decode(), flush=True))
@@ -366,12 +367,13 @@ def test_an_unknown_runner_lists_the_known_ones() -> None:
 
 
 def test_scores_are_a_softmax_and_logits_that_are_not_finite_are_refused() -> None:
-    logits = np.array([1.0, 3.0, 3.0, -200.0], np.float32)
-    top = top_scores(logits, 3)
+    good = np.array([1.0, 3.0, 3.0, -200.0], np.float32)
+    (top,) = top_classes(good[None], 3)
+    assert isinstance(top, list)
     assert [index for index, _ in top] == [1, 2, 0]  # of equal ones the first, as argmax
-    assert sum(score for _, score in top_scores(logits, 4)) == pytest.approx(1.0)
-    for bad in (np.nan, np.inf):
-        with pytest.raises(RunnerError):
-            top_scores(np.array([0.0, bad], np.float32), 2)
-    with pytest.raises(RunnerError):
-        top_scores(np.full(3, -np.inf, np.float32), 2)
+    bad = [np.where(np.arange(4) == 1, value, good) for value in (np.nan, np.inf)] + [np.full(4, -np.inf, np.float32)]
+    first, *refused, last = top_classes(np.stack([good, *bad, good]), 4)
+    assert isinstance(first, list)
+    assert sum(score for _, score in first) == pytest.approx(1.0)
+    assert all(isinstance(row, RunnerError) for row in refused)
+    assert last == first

@@ -299,7 +299,7 @@ def test_a_signal_ends_a_build_and_the_start_with_it(bundle: Bundle) -> None:
         "from aecnn_deploy.errors import ExportError\n"
         "from aecnn_deploy.runtimes import edge_runners\n"
         "from aecnn_deploy.runtimes.edge_server import serve\n"
-        "from aecnn_deploy.runtimes.edge_service import EdgeSettings\n"
+        "from aecnn_deploy.runtimes.edge_settings import EdgeSettings\n"
         "edge_runners.usable = lambda product: None\n"
         "class Source:\n"
         "    def __init__(self): self.told = threading.Event()\n"

@@ -63,7 +63,7 @@ def open_bundle(path: Path | str) -> Bundle:
     path = Path(path)
     try:
         if not is_archive(path):
-            return _open(path, path)
+            return _open(path, path.resolve())  # a link to it may point elsewhere tomorrow
         root = unpack(path)
         try:
             return _open(path, root)

@@ -39,41 +39,64 @@ def serve_edge(
     spinning: Annotated[
         bool, typer.Option("--spinning/--no-spinning", help="Let idle ONNX Runtime threads burn their core.")
     ] = False,
-    max_in_flight: Annotated[int, typer.Option(help="Requests of all devices that may wait for an answer.")] = 64,
+    preload: Annotated[
+        str, typer.Option(help="Variants to load before it is ready: first, all, none, or their names with commas.")
+    ] = "first",
+    memory_limit_mb: Annotated[
+        float | None, typer.Option(help="Megabytes for all models; the one unused longest makes room for another.")
+    ] = None,
+    max_batch: Annotated[int, typer.Option(help="Most requests that are run together.")] = 16,
+    batch_wait_ms: Annotated[float, typer.Option(help="Longest wait of a request for others to run with it.")] = 0.0,
+    max_queue: Annotated[int, typer.Option(help="Requests that may wait for one variant.")] = 256,
+    max_in_flight: Annotated[int, typer.Option(help="Requests of all devices that may wait for an answer.")] = 512,
+    peer_in_flight: Annotated[int, typer.Option(help="The same, of one token or client certificate.")] = 256,
     reference_bytes: Annotated[
         int, typer.Option(help="Bytes of a device's last planes that are kept for differences; 0: none.")
     ] = 1 << 19,
     drain_s: Annotated[float, typer.Option(help="Seconds that requests in flight get after Ctrl-C.")] = 10.0,
+    previous_s: Annotated[
+        float, typer.Option(help="After a reload: seconds without a device until the bundle before it is dropped.")
+    ] = 600.0,
     as_json: Annotated[bool, typer.Option("--json", help="Say that it is ready as one JSON line on stdout.")] = False,
 ) -> None:
     """Serve a bundle's tails to devices, and its unsplit model to anyone who posts an image.
 
     With TensorRT and a GPU, an engine that the bundle lacks is built at the first start, which may take minutes, and
-    kept in ~/.cache/aecnn-deploy/engines. Ctrl-C finishes what is in flight and exits 0; a second Ctrl-C stops at once.
+    kept in ~/.cache/aecnn-deploy/engines. SIGHUP reads the bundle again and serves it without a break. Ctrl-C finishes
+    what is in flight and exits 0; a second Ctrl-C stops at once.
     """
     from aecnn_deploy.exporters.edge_engines import EdgeEngines
     from aecnn_deploy.runtimes.edge_runners import RunnerOptions
     from aecnn_deploy.runtimes.edge_server import ReadyEdge, serve
-    from aecnn_deploy.runtimes.edge_service import EdgeSettings
+    from aecnn_deploy.runtimes.edge_settings import EdgeSettings
 
     def ready(edge: ReadyEdge) -> None:
         if as_json:
             sys.stdout.write(msgspec.json.encode(edge).decode() + "\n")
             sys.stdout.flush()
         else:
-            variants = ", ".join(f"{name} ({edge.targets[name]})" for name in edge.variants)
-            say(f"serving bundle {edge.bundle_id[:12]} at {edge.url} with {edge.runner}: {variants}; Ctrl-C stops")
+            loaded = ", ".join(f"{name} ({target})" for name, target in edge.targets.items())
+            others = len(edge.variants) - len(edge.targets)
+            rest = f"; {others} more at their first use" if others else ""
+            say(f"serving bundle {edge.bundle_id[:12]} at {edge.url}: {loaded or 'nothing loaded'}{rest}; Ctrl-C stops")
 
     settings = EdgeSettings(
         host=host,
         port=port,
         runner=RunnerOptions(runner, threads, spinning, precision, EdgeEngines() if build else None),
+        preload=preload,
+        memory_limit_bytes=None if memory_limit_mb is None else max(0, int(memory_limit_mb * 1e6)),
+        max_batch=max_batch,
+        batch_wait_ms=batch_wait_ms,
+        max_queue=max_queue,
         max_in_flight=max_in_flight,
+        max_in_flight_per_peer=peer_in_flight,
+        previous_s=previous_s,
         max_reference_bytes=reference_bytes,
         drain_s=drain_s,
     )
     _log_to_stderr()
-    end = serve(open_named(bundle), settings, ready)
+    end = serve(open_named(bundle), settings, ready, reopen=lambda: open_named(bundle))
     status = 130 if end.forced else 0
     if not end.models_idle:
         # A model still runs on its thread. The interpreter's own way out would take ONNX Runtime away under it,

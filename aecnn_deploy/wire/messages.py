@@ -76,16 +76,17 @@ class Refused(msgspec.Struct, frozen=True):
     reason: str
 
 
-class Result(msgspec.Struct, frozen=True):
+class Result(msgspec.Struct, frozen=True, omit_defaults=True):
     """What the tail found, and where the time went on the edge."""
 
     top: list[tuple[Count, float]]  # class index and softmax score, best first
     decode_ms: Milliseconds
-    queue_ms: Milliseconds  # from its arrival to its turn on the tail's thread, before decoding
-    tail_ms: Milliseconds
+    queue_ms: Milliseconds  # waiting for its turn
+    tail_ms: Milliseconds  # of the batch that it was run in
     total_ms: Milliseconds  # from the request's last byte to this message
     in_flight: Count  # requests that the edge has from all devices, this one included
     variant: Text
+    batch: Count = 0  # requests that were run together, this one included; 0: not told
 
 
 class Failed(msgspec.Struct, frozen=True):

@@ -1,0 +1,49 @@
+"""How long batches of each size take on a tail: what is known of it, and what follows for a queue."""
+
+_WEIGHT = 0.2  # of the newest batch in the running mean
+_GAIN = 0.95  # a larger batch must take less than this share of a smaller one's time an image
+
+
+class BatchTimes:
+    """Seconds of batches by their size, as measured; a running mean of each size. Not thread safe."""
+
+    def __init__(self) -> None:
+        self._seconds: dict[int, float] = {}
+        self.fastest_s = 0.0  # of a batch of any size; 0 before the first
+
+    def __bool__(self) -> bool:
+        return bool(self._seconds)
+
+    def ran(self, size: int, seconds: float) -> None:
+        """A batch of ``size`` took ``seconds``."""
+        known = self._seconds.get(size)
+        self._seconds[size] = seconds if known is None else known + _WEIGHT * (seconds - known)
+        self.fastest_s = min(self.fastest_s or seconds, seconds)
+
+    def seconds(self, size: int) -> float:
+        """Expected time of a batch of ``size``: measured, or between its neighbours. 0 before anything was measured."""
+        if not self._seconds or size in self._seconds:
+            return self._seconds.get(size, 0.0)
+        below = max((known for known in self._seconds if known < size), default=None)
+        above = min((known for known in self._seconds if known > size), default=None)
+        if below is None or above is None:
+            nearest = below if below is not None else above
+            assert nearest is not None
+            # A larger batch takes longer in proportion, a smaller one is as long as the smallest that is known.
+            return self._seconds[nearest] * (size / nearest if below is not None else 1.0)
+        share = (size - below) / (above - below)
+        return self._seconds[below] + share * (self._seconds[above] - self._seconds[below])
+
+    def best_size(self, most: int) -> int:
+        """The smallest size up to ``most`` that is nearly as fast an image as any that was measured; else ``most``."""
+        sizes = sorted(size for size in self._seconds if size <= most)
+        best = None
+        for size in sizes:
+            if best is None or self._seconds[size] / size < _GAIN * self._seconds[best] / best:
+                best = size
+        # If the largest that was measured is the best, still larger ones may be better.
+        return most if best is None or best == sizes[-1] else best
+
+    def wait_s(self, ahead: int, size: int, running_s: float) -> float:
+        """Seconds until ``ahead`` items have been run in batches of ``size``, after ``running_s`` for one that runs."""
+        return running_s + (ahead // size) * self.seconds(size)

@@ -1,0 +1,410 @@
+"""One model's queue and threads: requests of all devices wait here, are decoded ahead, and run in batches."""
+
+import asyncio
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any, Protocol
+
+from aecnn_deploy.errors import AecnnError, RequestFailedError, RunnerError
+from aecnn_deploy.runtimes.base import Array
+from aecnn_deploy.runtimes.batch_times import BatchTimes
+from aecnn_deploy.runtimes.edge_models import EdgeModel, PlanesAsked, Top
+from aecnn_deploy.runtimes.fair_queue import FairQueue
+from aecnn_deploy.wire import FailureCode
+
+_LONGEST_RETRY_S, _SHORTEST_RETRY_S = 60.0, 0.05
+
+
+class LaneState(Enum):
+    """Whether a model is in memory."""
+
+    UNLOADED = "unloaded"
+    LOADING = "loading"
+    LOADED = "loaded"
+    UNLOADING = "unloading"
+
+
+class _Stage(Enum):
+    """Who has a job: one thread at a time."""
+
+    CODED = "coded"
+    DECODING = "decoding"
+    DECODED = "decoded"
+    OVER = "over"  # it has its answer, or nobody waits for one
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a model's thread gives back, with where the time went; ``queue_ms`` is all waiting for a turn."""
+
+    top: Top
+    decode_ms: float
+    queue_ms: float
+    run_ms: float  # of the whole batch
+    batch: int
+
+
+@dataclass(slots=True, eq=False)
+class Job:
+    """One request on its way through a lane. Times are ``time.perf_counter``'s."""
+
+    asked: PlanesAsked | bytes
+    peer: Hashable
+    stream: Hashable
+    received_s: float
+    deadline_s: float | None  # when its answer is of no use any more
+    future: "asyncio.Future[Answer]"
+    stage: _Stage = _Stage.CODED
+    item: Array | None = None
+    decode_s: float = 0.0
+
+
+@dataclass(slots=True)
+class _Outcomes:
+    """What a thread has for the loop: told in one call, since each call wakes the loop."""
+
+    answers: list[tuple["asyncio.Future[Answer]", Answer]] = field(default_factory=list)
+    failures: list[tuple["asyncio.Future[Answer]", AecnnError]] = field(default_factory=list)
+
+
+class LaneEvents(Protocol):
+    """Whom a lane tells of its batches; called on the event loop."""
+
+    def batch_ran(self, variant: str, size: int, seconds: float) -> None:
+        """A batch was run."""
+
+
+class Lane:
+    """One model with its queue. All public methods belong to the event loop's thread.
+
+    Requests that wait are taken in turns (``FairQueue``), at most ``batch_size`` at once. A decoder's thread decodes
+    those that wait while the model runs; where the model idles, its own thread decodes what comes, which spares a
+    change of threads. Threads exist while the model is loaded; the queue outlives them.
+    """
+
+    def __init__(
+        self, model: EdgeModel, *, max_batch: int, batch_wait_ms: float, max_queue: int, events: LaneEvents
+    ) -> None:
+        self.model, self.state, self.times = model, LaneState.UNLOADED, BatchTimes()
+        self.batch_size = self._max_batch = max_batch
+        self.last_used_s = 0.0
+        self._batch_wait_s, self._max_queue, self._events = batch_wait_ms / 1e3, max_queue, events
+        self._queue: FairQueue[Job] = FairQueue()
+        self._coded: deque[Job] = deque()  # what the decoder's thread may take, in order of arrival
+        self._changed = threading.Condition()  # guards all of the above and below
+        self._decodable = threading.Condition(self._changed._lock)  # type: ignore[attr-defined]
+        self._running: list[Job] = []
+        self._batch_began_s, self._idle, self._stop = 0.0, False, False
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._threads: list[threading.Thread] = []
+
+    @property
+    def queued(self) -> int:
+        """Requests that wait for their turn."""
+        return len(self._queue)
+
+    @property
+    def busy(self) -> bool:
+        """Whether a request waits or runs."""
+        return bool(self._queue) or bool(self._running)
+
+    def submit(self, job: Job) -> None:
+        """Queue ``job``; its future will be settled.
+
+        Raises RequestFailedError: the queue is full of requests of peers that have no more than this one, or the
+        deadline cannot be met; with the seconds after which to try again.
+        """
+        now_s = time.perf_counter()
+        with self._changed:
+            self._check_deadline(job, now_s)
+            crowded = None
+            if len(self._queue) >= self._max_queue:
+                crowded = self._queue.crowded(job.peer, job.stream)
+                if crowded is None:
+                    raise self._overloaded(now_s)
+                crowded.stage = _Stage.OVER
+            self._queue.push(job.peer, job.stream, job)
+            if self._idle and not self._batch_wait_s:
+                self._changed.notify()
+            else:
+                self._coded.append(job)
+                self._changed.notify()
+                self._decodable.notify()
+            self.last_used_s = now_s
+        if crowded is not None and not crowded.future.done():
+            crowded.future.set_exception(self._overloaded(now_s))
+
+    def make_room(self, peer: Hashable, stream: Hashable) -> bool:
+        """Refuse the newest waiting request of whoever has most, if that is over one more than this one; whether."""
+        with self._changed:
+            crowded = self._queue.crowded(peer, stream)
+            if crowded is None:
+                return False
+            crowded.stage = _Stage.OVER
+        if not crowded.future.done():
+            crowded.future.set_exception(self._overloaded(time.perf_counter()))
+        return True
+
+    def retry_after_s(self) -> float:
+        """How long the requests that wait now will take."""
+        return _retry(self._wait_s(len(self._queue), time.perf_counter()))
+
+    def start(self) -> "asyncio.Future[None]":
+        """Load the model on a thread of its own; raises what loading raises. Call it in state UNLOADED."""
+        assert self.state is LaneState.UNLOADED
+        self.state, self._stop = LaneState.LOADING, False
+        self._loop = asyncio.get_running_loop()
+        started: asyncio.Future[None] = self._loop.create_future()
+        self._threads = [
+            threading.Thread(target=self._work, args=(started,), name=f"run {self.model.name}", daemon=True),
+            threading.Thread(target=self._decode_ahead, name=f"decode {self.model.name}", daemon=True),
+        ]
+        for thread in self._threads:
+            thread.start()
+        return started
+
+    def stop(self) -> None:
+        """End the threads after the batch that runs; what waits stays in the queue. Returns at once."""
+        with self._changed:
+            if self.state in (LaneState.LOADED, LaneState.LOADING):
+                self.state = LaneState.UNLOADING
+            self._stop = True
+            self._changed.notify_all()
+            self._decodable.notify_all()
+
+    def join(self, timeout_s: float) -> bool:
+        """Wait for the threads to end; whether they did."""
+        end_s = time.monotonic() + timeout_s
+        for thread in self._threads:
+            thread.join(max(0.0, end_s - time.monotonic()))
+        ended = not any(thread.is_alive() for thread in self._threads)
+        if ended and self.state is not LaneState.UNLOADED:
+            self.state = LaneState.UNLOADED
+        return ended
+
+    def fail_waiting(self, error: AecnnError) -> None:
+        """Fail every request that waits."""
+        with self._changed:
+            waiting = list(self._queue)
+            self._queue = FairQueue()
+            self._coded.clear()
+            for job in waiting:
+                job.stage = _Stage.OVER
+        for job in waiting:
+            if not job.future.done():
+                job.future.set_exception(error)
+
+    # Below: called with the lock held, or on the threads.
+
+    def _check_deadline(self, job: Job, now_s: float) -> None:
+        if job.deadline_s is None or not self.times:
+            return
+        ahead = self._queue.ahead(job.peer, job.stream)
+        left_s = job.deadline_s - now_s
+        if not ahead and not self._running:
+            needed_s = self.times.fastest_s  # not the mean: a slow spell must not shut the door for good
+        else:
+            size = min(self.batch_size, ahead + 1)
+            needed_s = self._wait_s(ahead, now_s) + self.times.seconds(size)
+        if needed_s <= left_s:
+            return
+        ms = (job.deadline_s - job.received_s) * 1e3
+        if self.times.fastest_s > (job.deadline_s - job.received_s):
+            why, retry = f"{self.model.name} alone takes {self.times.fastest_s * 1e3:.1f} ms", None
+        else:
+            why = f"{ahead} requests are before it on {self.model.name}, it would take {needed_s * 1e3:.0f} ms"
+            retry = _retry(needed_s - left_s)
+        raise RequestFailedError(FailureCode.DEADLINE, f"its {ms:.0f} ms cannot be met: {why}", retry)
+
+    def _wait_s(self, ahead: int, now_s: float) -> float:
+        running_s = 0.0
+        if self._running:
+            running_s = max(0.0, self._batch_began_s + self.times.seconds(len(self._running)) - now_s)
+        return self.times.wait_s(ahead, self.batch_size, running_s)
+
+    def _overloaded(self, now_s: float) -> RequestFailedError:
+        return RequestFailedError(
+            FailureCode.OVERLOADED,
+            f"{len(self._queue)} requests wait for {self.model.name}, the limit is {self._max_queue}; "
+            "try again later, or raise --max-queue",
+            _retry(self._wait_s(len(self._queue), now_s)),
+        )
+
+    def _work(self, started: "asyncio.Future[None]") -> None:
+        error: AecnnError | None = None
+        try:
+            self.model.load(self.times, self._max_batch)
+        except AecnnError as exc:
+            error = exc
+        except Exception as exc:  # whatever a runtime throws: the edge goes on with its other models
+            error = RunnerError(f"{self.model.name} cannot be loaded: {type(exc).__name__}: {exc}")
+        if error is None:
+            self.batch_size = self.times.best_size(self._max_batch)
+            self._tell(self._loaded, started)
+            while batch := self._next_batch():
+                self._run_batch(batch)
+                del batch  # else the last payloads live until the next batch
+        self.model.unload()
+        with self._changed:
+            self._stop = True  # the decoder's thread, too
+            self._decodable.notify_all()
+        if error is not None:
+            self._tell(_fail, started, error)
+
+    def _loaded(self, started: "asyncio.Future[None]") -> None:
+        if self.state is LaneState.LOADING:
+            self.state = LaneState.LOADED
+        if not started.done():
+            started.set_result(None)
+
+    def _next_batch(self) -> list[Job]:
+        """Wait for work and take it; nothing when the lane stops."""
+        with self._changed:
+            while not self._stop:
+                if not self._queue:
+                    self._idle = True
+                    self._changed.wait()
+                    self._idle = False
+                elif (left_s := self._time_to_fill()) > 0:
+                    self._changed.wait(left_s)
+                elif batch := self._take():
+                    self._running, self._batch_began_s = batch, time.perf_counter()
+                    return batch
+        return []
+
+    def _time_to_fill(self) -> float:
+        """Seconds that the batch may still wait for more."""
+        if not self._batch_wait_s or len(self._queue) >= self.batch_size:
+            return 0.0
+        return min(job.received_s for job in self._queue) + self._batch_wait_s - time.perf_counter()
+
+    def _take(self) -> list[Job]:
+        batch: list[Job] = []
+        while self._queue and len(batch) < self.batch_size:
+            job = self._queue.pop()
+            if job.stage is not _Stage.OVER and not job.future.cancelled():
+                batch.append(job)
+        return batch
+
+    def _run_batch(self, batch: list[Job]) -> None:
+        outcomes = _Outcomes()
+        try:
+            jobs = self._decoded(self._in_time(batch, outcomes), outcomes)
+            if jobs:
+                self._infer(jobs, outcomes)
+        except Exception as exc:  # a defect of ours: these requests fail, the lane goes on
+            settled = {id(future) for future, _ in (*outcomes.answers, *outcomes.failures)}
+            error = RequestFailedError(FailureCode.INTERNAL, f"{type(exc).__name__} in {self.model.name}")
+            outcomes.failures += [(job.future, error) for job in batch if id(job.future) not in settled]
+        with self._changed:
+            self._running = []
+        self._tell(_settle, outcomes)
+
+    def _in_time(self, batch: list[Job], outcomes: _Outcomes) -> list[Job]:
+        now_s, jobs = time.perf_counter(), []
+        for job in batch:
+            if job.deadline_s is None or job.deadline_s > now_s:
+                jobs.append(job)
+                continue
+            ms = (job.deadline_s - job.received_s) * 1e3
+            why = f"its {ms:.0f} ms had passed when {self.model.name} had its turn"
+            late_s = _retry(now_s - job.deadline_s)
+            outcomes.failures.append((job.future, RequestFailedError(FailureCode.DEADLINE, why, late_s)))
+        return jobs
+
+    def _decoded(self, batch: list[Job], outcomes: _Outcomes) -> list[Job]:
+        """Those of ``batch`` that decode: here, unless the other thread has done it or is at it."""
+        mine = []
+        with self._changed:
+            for job in batch:
+                if job.stage is _Stage.CODED:
+                    job.stage = _Stage.DECODING
+                    mine.append(job)
+        for job in mine:
+            self._decode(job)
+        with self._changed:
+            while any(job.stage is _Stage.DECODING for job in batch):
+                self._changed.wait()
+        return [job for job in batch if job.stage is _Stage.DECODED]
+
+    def _infer(self, jobs: list[Job], outcomes: _Outcomes) -> None:
+        began_s = time.perf_counter()
+        try:
+            tops = self.model.run([job.item for job in jobs if job.item is not None])
+        except RunnerError as exc:
+            outcomes.failures += [(job.future, _internal(exc)) for job in jobs]
+            return
+        run_s = time.perf_counter() - began_s
+        self.times.ran(len(jobs), run_s)
+        for job, top in zip(jobs, tops, strict=True):
+            if isinstance(top, RunnerError):
+                outcomes.failures.append((job.future, _internal(top)))
+                continue
+            assert job.item is not None
+            self.model.answered(job.asked, job.item)
+            queue_s = max(0.0, began_s - job.received_s - job.decode_s)
+            answer = Answer(top, job.decode_s * 1e3, queue_s * 1e3, run_s * 1e3, len(jobs))
+            outcomes.answers.append((job.future, answer))
+        self._tell(self._events.batch_ran, self.model.name, len(jobs), run_s)
+
+    def _decode_ahead(self) -> None:
+        while True:
+            with self._changed:
+                while not self._stop and not self._coded:
+                    self._decodable.wait()
+                if self._stop:
+                    return
+                job = self._coded.popleft()
+                if job.stage is not _Stage.CODED or job.future.cancelled():
+                    continue
+                job.stage = _Stage.DECODING
+            self._decode(job)
+            with self._changed:
+                self._changed.notify()
+            del job
+
+    def _decode(self, job: Job) -> None:
+        began_s = time.perf_counter()
+        error: AecnnError | None = None
+        try:
+            job.item = self.model.decode(job.asked)
+        except AecnnError as exc:
+            error = exc
+        except Exception as exc:  # hostile bytes that a library of ours does not expect
+            error = RequestFailedError(FailureCode.INTERNAL, f"{type(exc).__name__} while decoding")
+        job.decode_s = time.perf_counter() - began_s
+        job.stage = _Stage.DECODED if error is None else _Stage.OVER
+        if error is not None:
+            self._tell(_fail, job.future, error)
+
+    def _tell(self, function: Callable[..., None], *arguments: object) -> None:
+        assert self._loop is not None
+        try:
+            self._loop.call_soon_threadsafe(function, *arguments)
+        except RuntimeError:  # the loop was closed meanwhile: nobody waits any more
+            self._stop = True
+
+
+def _settle(outcomes: _Outcomes) -> None:
+    for future, answer in outcomes.answers:
+        if not future.done():  # cancelled while it ran
+            future.set_result(answer)
+    for future, error in outcomes.failures:
+        _fail(future, error)
+
+
+def _fail(future: "asyncio.Future[Any]", error: AecnnError) -> None:
+    if not future.done():
+        future.set_exception(error)
+
+
+def _internal(error: RunnerError) -> RequestFailedError:
+    return RequestFailedError(FailureCode.INTERNAL, str(error))
+
+
+def _retry(seconds: float) -> float:
+    return round(min(max(seconds, _SHORTEST_RETRY_S), _LONGEST_RETRY_S), 3)
