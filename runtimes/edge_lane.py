@@ -95,8 +95,8 @@ class Lane:
         self._batch_wait_s, self._max_queue, self._events = batch_wait_ms / 1e3, max_queue, events
         self._queue: FairQueue[Job] = FairQueue()
         self._coded: deque[Job] = deque()  # what the decoder's thread may take, in order of arrival
-        self._changed = threading.Condition()  # guards all of the above and below
-        self._decodable = threading.Condition(self._changed._lock)  # type: ignore[attr-defined]
+        lock = threading.Lock()  # guards all of the above and below
+        self._changed, self._decodable = threading.Condition(lock), threading.Condition(lock)
         self._running: list[Job] = []
         self._batch_began_s, self._idle, self._stop = 0.0, False, False
         self._loop: asyncio.AbstractEventLoop | None = None

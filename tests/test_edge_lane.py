@@ -1,0 +1,191 @@
+"""A lane under everything at once: no request is lost, answered twice or mixed up, whatever ends when."""
+
+import asyncio
+import random
+import time
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from aecnn_deploy.errors import RequestFailedError, RunnerError
+from aecnn_deploy.runtimes.base import Array, Runner
+from aecnn_deploy.runtimes.batch_times import BatchTimes
+from aecnn_deploy.runtimes.edge_lane import Answer, Job, Lane, LaneState
+from aecnn_deploy.runtimes.edge_models import EdgeModel, PlanesAsked, Top
+
+MAX_BATCH = 6
+
+
+class Echo(EdgeModel):
+    """A model of no time: its answer names the request's number as the class. Some numbers fail on purpose."""
+
+    name = "echo"
+    file_bytes = 1
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        self._random = random.Random(seed)
+        self.batches: list[int] = []
+        self.told: Counter[int] = Counter()
+
+    def load(self, times: BatchTimes, max_batch: int) -> None:
+        times.ran(1, 1e-4)
+
+    def decode(self, asked: PlanesAsked | bytes) -> Array:
+        assert isinstance(asked, bytes)
+        number = int(asked)
+        if number % 17 == 3:
+            raise RequestFailedError("bad-payload", "on purpose")
+        if number % 17 == 4:
+            raise ZeroDivisionError
+        if number % 5 == 0:
+            time.sleep(0.0005)
+        return np.array(number)
+
+    def run(self, items: list[Array]) -> list[Top | RunnerError]:
+        self.batches.append(len(items))
+        if self._random.random() < 0.3:
+            time.sleep(self._random.random() * 0.003)
+        if any(int(item) % 97 == 5 for item in items):
+            raise RunnerError("the whole batch, on purpose")
+        if any(int(item) % 97 == 6 for item in items):
+            raise IndexError
+        return [RunnerError("not finite") if int(item) % 17 == 7 else [(int(item), 1.0)] for item in items]
+
+    def answered(self, asked: PlanesAsked | bytes, item: Array) -> None:
+        self.told[int(item)] += 1
+
+    def _activate(self) -> Runner:
+        raise NotImplementedError
+
+
+class NoEvents:
+    def batch_ran(self, variant: str, size: int, seconds: float) -> None:
+        pass
+
+
+def lane_of(model: EdgeModel, max_queue: int = 10_000) -> Lane:
+    return Lane(model, max_batch=MAX_BATCH, batch_wait_ms=0.0, max_queue=max_queue, events=NoEvents())
+
+
+def job(number: int, peer: int = 0, deadline_s: float | None = None) -> Job:
+    future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+    return Job(str(number).encode(), peer, number % 3, time.perf_counter(), deadline_s, future)
+
+
+async def ended(lane: Lane) -> None:
+    lane.stop()
+    assert await asyncio.to_thread(lane.join, 10.0)
+    assert lane.state is LaneState.UNLOADED
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_every_request_has_one_outcome_whatever_fails_leaves_or_is_evicted(seed: int) -> None:
+    model, outcomes = Echo(seed), Counter[str]()
+
+    async def ask(lane: Lane, number: int, rng: random.Random) -> None:
+        deadline_s = time.perf_counter() + rng.choice((0.0001, 0.01, 1.0)) if rng.random() < 0.3 else None
+        request = job(number, peer=rng.randrange(5), deadline_s=deadline_s)
+        try:
+            lane.submit(request)
+            if rng.random() < 0.1:
+                await asyncio.sleep(rng.random() * 0.004)
+                request.future.cancel()
+            answer = await asyncio.wait_for(request.future, 20)
+        except RequestFailedError as exc:
+            outcomes[exc.code] += 1
+        except asyncio.CancelledError:
+            outcomes["left"] += 1
+        else:
+            outcomes["answered"] += 1
+            assert answer.top == [(number, 1.0)]
+            assert 1 <= answer.batch <= MAX_BATCH
+
+    async def all_of_them() -> None:
+        rng = random.Random(seed)
+        lane = lane_of(model, max_queue=60)
+        tasks = []
+        for number in range(1500):
+            if lane.state is LaneState.UNLOADED:
+                await lane.start()
+            tasks.append(asyncio.create_task(ask(lane, number, rng)))
+            if rng.random() < 0.3:
+                await asyncio.sleep(rng.random() * 0.002)
+            if number in (400, 900):  # evicted in the midst of it: what waits is run after the next start
+                await ended(lane)
+        if lane.state is LaneState.UNLOADED:
+            await lane.start()
+        await asyncio.gather(*tasks)
+        assert lane.queued == 0
+        assert not lane.busy
+        await ended(lane)
+
+    asyncio.run(all_of_them())
+    assert sum(outcomes.values()) == 1500
+    assert outcomes["answered"] > 300
+    assert {"bad-payload", "internal", "deadline", "left"} <= outcomes.keys()
+    assert max(model.told.values()) == 1  # none was run twice
+    assert outcomes["answered"] <= sum(model.told.values()) <= outcomes["answered"] + outcomes["left"]
+    assert max(model.batches) <= MAX_BATCH
+
+
+def test_what_waits_fails_by_name_when_the_model_cannot_be_loaded() -> None:
+    class Broken(Echo):
+        def load(self, times: BatchTimes, max_batch: int) -> None:
+            raise MemoryError("none left")
+
+    async def main() -> None:
+        lane = lane_of(Broken(0))
+        waiting = job(1)
+        lane.submit(waiting)
+        with pytest.raises(RunnerError, match="echo cannot be loaded: MemoryError: none left"):
+            await lane.start()
+        lane.fail_waiting(RequestFailedError("internal", "no model"))
+        with pytest.raises(RequestFailedError, match="no model"):
+            await waiting.future
+        await ended(lane)
+
+    asyncio.run(main())
+
+
+def test_a_lane_that_stops_while_it_loads_frees_what_it_loaded() -> None:
+    class Slow(Echo):
+        unloaded = False
+
+        def load(self, times: BatchTimes, max_batch: int) -> None:
+            time.sleep(0.2)
+
+        def unload(self) -> None:
+            self.unloaded = True
+
+    async def main() -> None:
+        model = Slow(0)
+        lane = lane_of(model)
+        started = lane.start()
+        await ended(lane)
+        assert model.unloaded
+        await asyncio.wait_for(started, 5)
+
+    asyncio.run(main())
+
+
+def test_a_peer_with_little_takes_the_place_of_the_newest_of_who_has_most() -> None:
+    async def main() -> None:
+        lane = lane_of(Echo(0), max_queue=3)
+        greedy = [job(number * 3, peer=1) for number in (20, 21, 22)]
+        for request in greedy:
+            lane.submit(request)
+        with pytest.raises(RequestFailedError, match="--max-queue") as refused:
+            lane.submit(job(69, peer=1))  # of the same stream
+        assert (refused.value.code, refused.value.retry_after_s) == ("overloaded", 0.05)
+        modest = job(25, peer=2)
+        lane.submit(modest)
+        with pytest.raises(RequestFailedError, match="--max-queue"):
+            await greedy[-1].future
+        await lane.start()
+        assert (await modest.future).top == [(25, 1.0)]
+        assert [(await request.future).top[0][0] for request in greedy[:2]] == [60, 63]
+        await ended(lane)
+
+    asyncio.run(main())
