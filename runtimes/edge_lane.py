@@ -5,14 +5,13 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, Protocol
+from typing import Protocol
 
 from aecnn_deploy.errors import AecnnError, RequestFailedError, RunnerError
-from aecnn_deploy.runtimes.base import Array
 from aecnn_deploy.runtimes.batch_times import BatchTimes
-from aecnn_deploy.runtimes.edge_models import EdgeModel, PlanesAsked, Top
+from aecnn_deploy.runtimes.edge_jobs import Answer, Job, Outcomes, Stage, fail, settle
+from aecnn_deploy.runtimes.edge_models import EdgeModel
 from aecnn_deploy.runtimes.fair_queue import FairQueue
 from aecnn_deploy.wire import FailureCode
 
@@ -26,49 +25,6 @@ class LaneState(Enum):
     LOADING = "loading"
     LOADED = "loaded"
     UNLOADING = "unloading"
-
-
-class _Stage(Enum):
-    """Who has a job: one thread at a time."""
-
-    CODED = "coded"
-    DECODING = "decoding"
-    DECODED = "decoded"
-    OVER = "over"  # it has its answer, or nobody waits for one
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What a model's thread gives back, with where the time went; ``queue_ms`` is all waiting for a turn."""
-
-    top: Top
-    decode_ms: float
-    queue_ms: float
-    run_ms: float  # of the whole batch
-    batch: int
-
-
-@dataclass(slots=True, eq=False)
-class Job:
-    """One request on its way through a lane. Times are ``time.perf_counter``'s."""
-
-    asked: PlanesAsked | bytes
-    peer: Hashable
-    stream: Hashable
-    received_s: float
-    deadline_s: float | None  # when its answer is of no use any more
-    future: "asyncio.Future[Answer]"
-    stage: _Stage = _Stage.CODED
-    item: Array | None = None
-    decode_s: float = 0.0
-
-
-@dataclass(slots=True)
-class _Outcomes:
-    """What a thread has for the loop: told in one call, since each call wakes the loop."""
-
-    answers: list[tuple["asyncio.Future[Answer]", Answer]] = field(default_factory=list)
-    failures: list[tuple["asyncio.Future[Answer]", AecnnError]] = field(default_factory=list)
 
 
 class LaneEvents(Protocol):
@@ -126,7 +82,7 @@ class Lane:
                 crowded = self._queue.crowded(job.peer, job.stream)
                 if crowded is None:
                     raise self._overloaded(now_s)
-                crowded.stage = _Stage.OVER
+                crowded.stage = Stage.OVER
             self._queue.push(job.peer, job.stream, job)
             if self._idle and not self._batch_wait_s:
                 self._changed.notify()
@@ -144,7 +100,7 @@ class Lane:
             crowded = self._queue.crowded(peer, stream)
             if crowded is None:
                 return False
-            crowded.stage = _Stage.OVER
+            crowded.stage = Stage.OVER
         if not crowded.future.done():
             crowded.future.set_exception(self._overloaded(time.perf_counter()))
         return True
@@ -193,7 +149,7 @@ class Lane:
             self._queue = FairQueue()
             self._coded.clear()
             for job in waiting:
-                job.stage = _Stage.OVER
+                job.stage = Stage.OVER
         for job in waiting:
             if not job.future.done():
                 job.future.set_exception(error)
@@ -253,7 +209,7 @@ class Lane:
             self._stop = True  # the decoder's thread, too
             self._decodable.notify_all()
         if error is not None:
-            self._tell(_fail, started, error)
+            self._tell(fail, started, error)
 
     def _loaded(self, started: "asyncio.Future[None]") -> None:
         if self.state is LaneState.LOADING:
@@ -286,12 +242,12 @@ class Lane:
         batch: list[Job] = []
         while self._queue and len(batch) < self.batch_size:
             job = self._queue.pop()
-            if job.stage is not _Stage.OVER and not job.future.cancelled():
+            if job.stage is not Stage.OVER and not job.future.cancelled():
                 batch.append(job)
         return batch
 
     def _run_batch(self, batch: list[Job]) -> None:
-        outcomes = _Outcomes()
+        outcomes = Outcomes()
         try:
             jobs = self._decoded(self._in_time(batch, outcomes), outcomes)
             if jobs:
@@ -302,9 +258,9 @@ class Lane:
             outcomes.failures += [(job.future, error) for job in batch if id(job.future) not in settled]
         with self._changed:
             self._running = []
-        self._tell(_settle, outcomes)
+        self._tell(settle, outcomes)
 
-    def _in_time(self, batch: list[Job], outcomes: _Outcomes) -> list[Job]:
+    def _in_time(self, batch: list[Job], outcomes: Outcomes) -> list[Job]:
         now_s, jobs = time.perf_counter(), []
         for job in batch:
             if job.deadline_s is None or job.deadline_s > now_s:
@@ -316,22 +272,22 @@ class Lane:
             outcomes.failures.append((job.future, RequestFailedError(FailureCode.DEADLINE, why, late_s)))
         return jobs
 
-    def _decoded(self, batch: list[Job], outcomes: _Outcomes) -> list[Job]:
+    def _decoded(self, batch: list[Job], outcomes: Outcomes) -> list[Job]:
         """Those of ``batch`` that decode: here, unless the other thread has done it or is at it."""
         mine = []
         with self._changed:
             for job in batch:
-                if job.stage is _Stage.CODED:
-                    job.stage = _Stage.DECODING
+                if job.stage is Stage.CODED:
+                    job.stage = Stage.DECODING
                     mine.append(job)
         for job in mine:
             self._decode(job)
         with self._changed:
-            while any(job.stage is _Stage.DECODING for job in batch):
+            while any(job.stage is Stage.DECODING for job in batch):
                 self._changed.wait()
-        return [job for job in batch if job.stage is _Stage.DECODED]
+        return [job for job in batch if job.stage is Stage.DECODED]
 
-    def _infer(self, jobs: list[Job], outcomes: _Outcomes) -> None:
+    def _infer(self, jobs: list[Job], outcomes: Outcomes) -> None:
         began_s = time.perf_counter()
         try:
             tops = self.model.run([job.item for job in jobs if job.item is not None])
@@ -359,9 +315,9 @@ class Lane:
                 if self._stop:
                     return
                 job = self._coded.popleft()
-                if job.stage is not _Stage.CODED or job.future.cancelled():
+                if job.stage is not Stage.CODED or job.future.cancelled():
                     continue
-                job.stage = _Stage.DECODING
+                job.stage = Stage.DECODING
             self._decode(job)
             with self._changed:
                 self._changed.notify()
@@ -377,9 +333,9 @@ class Lane:
         except Exception as exc:  # hostile bytes that a library of ours does not expect
             error = RequestFailedError(FailureCode.INTERNAL, f"{type(exc).__name__} while decoding")
         job.decode_s = time.perf_counter() - began_s
-        job.stage = _Stage.DECODED if error is None else _Stage.OVER
+        job.stage = Stage.DECODED if error is None else Stage.OVER
         if error is not None:
-            self._tell(_fail, job.future, error)
+            self._tell(fail, job.future, error)
 
     def _tell(self, function: Callable[..., None], *arguments: object) -> None:
         assert self._loop is not None
@@ -387,19 +343,6 @@ class Lane:
             self._loop.call_soon_threadsafe(function, *arguments)
         except RuntimeError:  # the loop was closed meanwhile: nobody waits any more
             self._stop = True
-
-
-def _settle(outcomes: _Outcomes) -> None:
-    for future, answer in outcomes.answers:
-        if not future.done():  # cancelled while it ran
-            future.set_result(answer)
-    for future, error in outcomes.failures:
-        _fail(future, error)
-
-
-def _fail(future: "asyncio.Future[Any]", error: AecnnError) -> None:
-    if not future.done():
-        future.set_exception(error)
 
 
 def _internal(error: RunnerError) -> RequestFailedError:

@@ -10,7 +10,8 @@ from aecnn_deploy.bundle.reader import Bundle
 from aecnn_deploy.errors import AecnnError, RequestFailedError
 from aecnn_deploy.optional import require
 from aecnn_deploy.runtimes.edge_generation import DrainableStream, Generation
-from aecnn_deploy.runtimes.edge_lane import Answer, Job, Lane, LaneState
+from aecnn_deploy.runtimes.edge_jobs import Answer, Job
+from aecnn_deploy.runtimes.edge_lane import Lane, LaneState
 from aecnn_deploy.runtimes.edge_metrics import FULL, SPLIT, EdgeMetrics
 from aecnn_deploy.runtimes.edge_models import PlanesAsked
 from aecnn_deploy.runtimes.edge_pool import ModelPool

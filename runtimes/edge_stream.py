@@ -12,7 +12,8 @@ from aecnn_deploy.codec import coder_names, delta_names
 from aecnn_deploy.errors import RequestFailedError, WireError
 from aecnn_deploy.optional import require
 from aecnn_deploy.runtimes.edge_generation import Generation
-from aecnn_deploy.runtimes.edge_lane import Answer, Lane
+from aecnn_deploy.runtimes.edge_jobs import Answer
+from aecnn_deploy.runtimes.edge_lane import Lane
 from aecnn_deploy.runtimes.edge_metrics import SPLIT
 from aecnn_deploy.runtimes.edge_service import Caller, EdgeService
 from aecnn_deploy.runtimes.plane_memory import KeptPlanes

@@ -11,7 +11,8 @@ import pytest
 from aecnn_deploy.errors import RequestFailedError, RunnerError
 from aecnn_deploy.runtimes.base import Array, Runner
 from aecnn_deploy.runtimes.batch_times import BatchTimes
-from aecnn_deploy.runtimes.edge_lane import Answer, Job, Lane, LaneState
+from aecnn_deploy.runtimes.edge_jobs import Answer, Job
+from aecnn_deploy.runtimes.edge_lane import Lane, LaneState
 from aecnn_deploy.runtimes.edge_models import EdgeModel, PlanesAsked, Top
 
 MAX_BATCH = 6

@@ -1,0 +1,69 @@
+"""A request on its way through a lane: who has it, what it waits for, and how it ends."""
+
+import asyncio
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+from aecnn_deploy.errors import AecnnError
+from aecnn_deploy.runtimes.base import Array
+from aecnn_deploy.runtimes.edge_models import PlanesAsked, Top
+
+
+class Stage(Enum):
+    """Who has a job: one thread at a time."""
+
+    CODED = "coded"
+    DECODING = "decoding"
+    DECODED = "decoded"
+    OVER = "over"  # it has its answer, or nobody waits for one
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a model's thread gives back, with where the time went; ``queue_ms`` is all waiting for a turn."""
+
+    top: Top
+    decode_ms: float
+    queue_ms: float
+    run_ms: float  # of the whole batch
+    batch: int
+
+
+@dataclass(slots=True, eq=False)
+class Job:
+    """One request on its way through a lane. Times are ``time.perf_counter``'s."""
+
+    asked: PlanesAsked | bytes
+    peer: Hashable
+    stream: Hashable
+    received_s: float
+    deadline_s: float | None  # when its answer is of no use any more
+    future: "asyncio.Future[Answer]"
+    stage: Stage = Stage.CODED
+    item: Array | None = None
+    decode_s: float = 0.0
+
+
+@dataclass(slots=True)
+class Outcomes:
+    """What a thread has for the loop: told in one call, since each call wakes the loop."""
+
+    answers: list[tuple["asyncio.Future[Answer]", Answer]] = field(default_factory=list)
+    failures: list[tuple["asyncio.Future[Answer]", AecnnError]] = field(default_factory=list)
+
+
+def settle(outcomes: Outcomes) -> None:
+    """Give every future what it waits for. Call it on the loop."""
+    for future, answer in outcomes.answers:
+        if not future.done():  # cancelled while it ran
+            future.set_result(answer)
+    for future, error in outcomes.failures:
+        fail(future, error)
+
+
+def fail(future: "asyncio.Future[Any]", error: AecnnError) -> None:
+    """Fail ``future``, if somebody still waits for it. Call it on the loop."""
+    if not future.done():
+        future.set_exception(error)
