@@ -33,7 +33,7 @@ demo: $(STAMP) ## serve and run the bundle of the zoo on sample photographs, som
 	$(BIN)/aecnn-deploy demo
 
 test: $(STAMP) ## all tests (with AECNN_DATA=FOLDER also those on real photographs)
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-fast: $(STAMP) ## the tests that are neither slow nor need photographs or a GPU
 	$(BIN)/python -m pytest -m 'not slow and not data and not gpu and not arm64'

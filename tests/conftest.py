@@ -1,7 +1,10 @@
-"""What all tests share: where the photographs are, and how hard hypothesis works."""
+"""What all tests share: where the photographs are, how hard hypothesis works, and what is not done again and again."""
 
+import functools
+import gc
 import os
 import signal
+import sys
 from pathlib import Path
 
 import hypothesis
@@ -12,6 +15,24 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 ROOT = Path(__file__).resolve().parents[1]
+# What takes longest begins first, minutes before short ones: at the end it would be one process's alone.
+LONGEST = (
+    "test_arm64",
+    "test_supervised",
+    "test_int8_bundle",
+    "test_train_cli",
+    "test_demo",
+    "test_training",
+    "test_export",
+    "test_int8_heads",
+    "test_sweep_ray",
+    "test_packaging",
+    "test_int8_tail",
+    "test_export_options",
+    "test_sweep",
+    "test_models",
+    "test_split_designs",
+)
 
 # A shared machine stalls for longer than any deadline that would find a slow test.
 hypothesis.settings.register_profile("aecnn", deadline=None, print_blob=True)
@@ -30,11 +51,30 @@ def _photographs() -> Path | None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip each test that is marked "data", by name, where the photographs are missing."""
+    """Order modules; skip each test that is marked "data", by name, where the photographs are missing."""
+    ranks = {name: rank for rank, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: ranks.get(item.path.stem, len(ranks)))
     if _photographs() is None:
         for item in items:
             if item.get_closest_marker("data"):
                 item.add_marker(pytest.mark.skip(reason=f"{item.name} needs the photographs of $AECNN_DATA/caltech101"))
+
+
+def pytest_collection_finish() -> None:
+    """Spare the garbage collector what imports left: it would walk through all of it, a quarter of a second a time."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_runtest_setup() -> None:
+    """Keep torch's table of ONNX translations, which each export reads anew from onnxscript's sources: half its time.
+
+    Whatever is in it stays what torch puts there; a torch that has no such table is left alone.
+    """
+    registration = sys.modules.get("torch.onnx._internal.exporter._registration")  # from the first export on
+    registry = getattr(registration, "ONNXRegistry", None)
+    if registry is not None and isinstance(vars(registry).get("from_torchlib"), classmethod):
+        registry.from_torchlib = staticmethod(functools.cache(registry.from_torchlib))
 
 
 @pytest.fixture(scope="session")

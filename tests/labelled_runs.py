@@ -1,5 +1,7 @@
 """Runs of training for tests: pictures, settings, and what a run left or told."""
 
+import os
+import shutil
 from functools import cache
 from pathlib import Path
 
@@ -41,8 +43,29 @@ def done_at(out: Path) -> dict[str, int]:
     return {path.parent.name: path.stat().st_mtime_ns for path in (out / "tasks").glob("*/done.json")}
 
 
-def tree(folder: Path) -> dict[Path, bytes]:
-    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+def tree(folder: Path) -> dict[Path, bytes | tuple[int, ...]]:
+    """Each file: what it holds, of a network which file it is and when it was written. To be compared."""
+    return {path.relative_to(folder): _state(path) for path in folder.rglob("*") if path.is_file()}
+
+
+def _state(path: Path) -> bytes | tuple[int, ...]:
+    if path.suffix != ".safetensors":
+        return path.read_bytes()
+    stat = path.stat()
+    return (stat.st_ino, stat.st_size, stat.st_mtime_ns)
+
+
+def copy_run(run: Path, to: Path) -> Path:
+    """A copy to be changed. Networks of its tasks, half a gigabyte, are the same files: none is written in place."""
+
+    def copy(source: str, target: str) -> None:
+        if Path(source).suffix == ".safetensors" and "tasks" in Path(source).relative_to(run).parts:
+            os.link(source, target)
+        else:
+            shutil.copy2(source, target)
+
+    shutil.copytree(run, to, copy_function=copy)
+    return to
 
 
 class Steps(SilentProgress):

@@ -169,13 +169,13 @@ def on_arm64(folder: Path, *words: str | Path, core: str = "cortex-a72") -> "sub
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with three photographs and a home, where the wheel with its extra is installed on that Python."""
+    """A folder with two photographs and a home, where the wheel with its extra is installed on that Python."""
     folder = tmp_path_factory.mktemp("arm64")
     done = on_arm64(folder, "-c", "import aecnn_deploy.zoo, onnxruntime, websockets")
     assert done.returncode == 0, f"install this project's wheel with its extra 'device' there: {done.stderr[-500:]}"
     write_sample_photographs(folder / "all")
     (folder / "photos").mkdir()
-    for file in sorted((folder / "all").iterdir())[::4]:
+    for file in sorted((folder / "all").iterdir())[::5]:
         with Image.open(file) as picture:
             picture.save((folder / "photos" / file.name).with_suffix(".jpg"), quality=92)
     return folder
@@ -229,7 +229,7 @@ def test_int8_heads_give_the_same_planes_to_the_bit_on_every_processor(installed
     """Here, on a Raspberry Pi 4's and 5's cores, and on an x86 processor that adds pairs of products in 16 bits."""
     assert PYTHON is not None
     (installed / "integers.py").write_text(INTEGERS)
-    np.save(installed / "frames.npy", photographs(224)[:2])
+    np.save(installed / "frames.npy", photographs(224)[:1])
     files = []
     for kind, (name, design) in INT8_HEADS.items():
         folder = installed / kind
@@ -260,9 +260,8 @@ def test_int8_heads_give_the_same_planes_to_the_bit_on_every_processor(installed
             np.testing.assert_array_equal(there[name], planes, err_msg=f"{name} on {other}")
 
 
-@pytest.mark.parametrize("core", CORES)
-def test_doctor_finds_a_device(installed: Path, core: str) -> None:
-    done = on_arm64(installed, "-m", "aecnn_deploy", "doctor", "--json", core=core)
+def test_doctor_finds_a_device(installed: Path) -> None:
+    done = on_arm64(installed, "-m", "aecnn_deploy", "doctor", "--json")
     assert done.returncode == 0, done.stderr[-2000:]
     assert json.loads(done.stdout)
 

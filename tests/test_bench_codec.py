@@ -13,6 +13,7 @@ from aecnn_deploy.calibration.peers import has_picture_codecs, measure_peers
 from aecnn_deploy.codec import PlaneEncoder, coder_names
 from aecnn_deploy.errors import CodecError
 from tests.bundles import command, make_bundle, make_photos, one_line
+from tests.in_process import command_here
 from tests.planes import waves
 
 PEERS = ["plain zstd-3", *(["JPEG-LS file", "JPEG XL e3"] if has_picture_codecs() else [])]
@@ -29,7 +30,7 @@ def planes() -> np.ndarray:
 
 
 def documents(*arguments: str) -> list[dict[str, Any]]:
-    done = command("bench", "codec", *arguments, "--json")
+    done = command_here("bench", "codec", *arguments, "--json")
     assert done.returncode == 0, done.stderr
     rows: list[dict[str, Any]] = json.loads(done.stdout)["rows"]
     return rows
@@ -105,7 +106,7 @@ def test_what_cannot_be_coded_is_refused(
     np.save("float.npy", np.zeros((1, 1, 2, 2), np.float32))
     np.save("flat.npy", np.zeros(4, np.uint8))
     np.save("full.npy", np.full((1, 1, 2, 2), 255, np.uint8))
-    done = command("bench", "codec", *arguments)
+    done = command_here("bench", "codec", *arguments)
     assert (done.returncode, done.stdout) == (status, b"")
     assert why in one_line(done.stderr)
 

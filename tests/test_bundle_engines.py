@@ -15,6 +15,7 @@ from aecnn_deploy.exporters.engines import EngineRequest
 from aecnn_deploy.runtimes.engine_header import read_engine_header
 from aecnn_deploy.runtimes.samples import verify_bundle
 from tests.bundles import COMMAND, command, environment, make_bundle, make_photos, one_line
+from tests.in_process import command_here
 from tests.sampled_bundles import with_samples
 from tests.small_models import SmallRun, export_small
 
@@ -113,7 +114,7 @@ def test_what_cannot_be_built_is_refused_before_anything_is_written(
     tmp_path: Path, options: list[str], status: int, why: str
 ) -> None:
     make_bundle(tmp_path / "bundle")
-    done = command("bundle", "engines", str(tmp_path / "bundle"), "--out", str(tmp_path / "new"), *options)
+    done = command_here("bundle", "engines", str(tmp_path / "bundle"), "--out", str(tmp_path / "new"), *options)
     assert (done.returncode, done.stdout) == (status, b"")
     assert why in one_line(done.stderr)
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]

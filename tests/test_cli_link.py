@@ -31,6 +31,7 @@ from tests.bundles import (
     run_directly,
     serving,
 )
+from tests.in_process import command_here
 
 FILES = (
     MANIFEST,
@@ -190,7 +191,7 @@ def test_a_host_that_is_not_here_is_told(bundle: Bundle) -> None:
 
 
 def test_an_unreachable_edge_is_told(bundle: Bundle, photos: list[Path]) -> None:
-    done = command("run-device", str(bundle.path), "--edge", NOWHERE, "--source", str(photos[0]), "--json")
+    done = command_here("run-device", str(bundle.path), "--edge", NOWHERE, "--source", str(photos[0]), "--json")
     assert (done.returncode, done.stdout) == (1, b"")
     assert "cannot reach the edge" in one_line(done.stderr)
 
@@ -232,20 +233,20 @@ def test_a_source_without_images_is_told(edge: Edge, bundle: Bundle, tmp_path: P
     ],
 )
 def test_wrong_use_of_run_device_exits_2(bundle: Bundle, photos: list[Path], options: tuple[str, ...]) -> None:
-    done = command("run-device", str(bundle.path), "--source", str(photos[0]), *options)
+    done = command_here("run-device", str(bundle.path), "--source", str(photos[0]), *options)
     assert (done.returncode, done.stdout) == (2, b"")
     assert one_line(done.stderr).startswith("error: ")
 
 
 @pytest.mark.parametrize("options", [("--runner", "openvino"), ("--port", "70000"), ("--max-in-flight", "0")])
 def test_wrong_use_of_serve_edge_exits_2(bundle: Bundle, options: tuple[str, ...]) -> None:
-    done = command("serve-edge", str(bundle.path), *options)
+    done = command_here("serve-edge", str(bundle.path), *options)
     assert (done.returncode, done.stdout) == (2, b"")
     assert one_line(done.stderr).startswith("error: ")
 
 
 def test_a_runner_that_cannot_run_here_is_told(bundle: Bundle) -> None:
-    done = command("serve-edge", str(bundle.path), "--port", "0", "--runner", "tensorrt", "--no-build")
+    done = command_here("serve-edge", str(bundle.path), "--port", "0", "--runner", "tensorrt", "--no-build")
     assert (done.returncode, done.stdout) == (1, b"")
     assert "tensorrt" in one_line(done.stderr)
 
@@ -273,7 +274,7 @@ def test_a_changed_byte_in_any_file_stops_every_command(
         ("serve-edge", str(tmp_path / "bad"), "--port", "0"),
         ("run-device", str(tmp_path / "bad"), "--edge", NOWHERE, "--source", str(photos[0])),
     ):
-        done = command(*arguments)
+        done = command_here(*arguments)
         assert (done.returncode, done.stdout) == (1, b"")
         assert file in one_line(done.stderr)
 
@@ -295,7 +296,7 @@ def test_a_bundle_of_a_newer_format_and_a_folder_that_is_none_are_told(
     }[name]
     for folder, what in (("newer", "bundle format 99"), ("none", "is not a bundle")):
         command_line = ("bundle", "show") if name == "bundle" else (name,)
-        done = command(*command_line, str(tmp_path / folder), *options)
+        done = command_here(*command_line, str(tmp_path / folder), *options)
         assert (done.returncode, done.stdout) == (1, b"")
         assert what in one_line(done.stderr)
 
@@ -414,6 +415,6 @@ def test_bundle_verify_says_that_a_whole_bundle_is_whole(bundle: Bundle, tmp_pat
 
 @pytest.mark.parametrize("name", [("serve-edge",), ("run-device",), ("bundle", "show"), ("bundle", "verify")])
 def test_help_has_an_example(name: tuple[str, ...]) -> None:
-    done = command(*name, "--help")
+    done = command_here(*name, "--help")
     assert done.returncode == 0
     assert f"Example: aecnn-deploy {' '.join(name)}" in " ".join(done.stdout.decode().split())

@@ -23,6 +23,7 @@ from aecnn_deploy.training.samples import write_sample_photographs
 from aecnn_deploy.training.settings import LabelFreeSettings, MatchSettings
 from aecnn_deploy.zoo import zoo_bundle
 from tests.bundles import command, environment, one_line, run_directly, run_full
+from tests.in_process import command_here
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +34,7 @@ def result(tmp_path_factory: pytest.TempPathFactory) -> DemoResult:
     (source / "broken.png").write_bytes(b"not a picture")
     settings = LabelFreeSettings(split=6, ratios=(2, 8), bits=5, hidden=32, match=MatchSettings(epochs=2))
     with StageBars() as bars:
-        return train_demo(source, folder / "out", bars=bars, settings=settings, patch_count=96)
+        return train_demo(source, folder / "out", bars=bars, settings=settings, patch_count=64)
 
 
 def test_every_photograph_that_decodes_gets_a_label_from_every_variant(result: DemoResult) -> None:
@@ -186,7 +187,7 @@ def test_a_folder_that_is_no_demo_is_never_removed(tmp_path: Path, options: tupl
     for refuse in (check_folder, clear):
         with pytest.raises(SourceError, match="not an earlier demo's folder"):
             refuse(tmp_path)
-    done = command("demo", *options, "--out", str(tmp_path))
+    done = command_here("demo", *options, "--out", str(tmp_path))
     assert done.returncode == 1
     assert "choose another --out" in one_line(done.stderr)
     assert [entry.name for entry in tmp_path.iterdir()] == ["mine.txt"]
@@ -202,6 +203,6 @@ def test_an_earlier_demo_is_removed_before_a_training(tmp_path: Path) -> None:
 @pytest.mark.parametrize("options", [(), ("--train",)])
 def test_an_empty_folder_of_images_is_refused_in_one_line(tmp_path: Path, options: tuple[str, ...]) -> None:
     (tmp_path / "empty").mkdir()
-    done = command("demo", *options, "--images", str(tmp_path / "empty"), "--out", str(tmp_path / "out"))
+    done = command_here("demo", *options, "--images", str(tmp_path / "empty"), "--out", str(tmp_path / "out"))
     assert done.returncode == 1
     assert "holds no image" in one_line(done.stderr)

@@ -22,7 +22,8 @@ from aecnn_deploy.runtimes import edge_runners
 from aecnn_deploy.runtimes.edge_runners import BuiltEngine, RunnerOptions, activate_tail
 from aecnn_deploy.runtimes.engine_header import read_engine_header
 from aecnn_deploy.runtimes.tensorrt_runner import check_engine
-from tests.bundles import TinyVariant, command, environment, make_bundle, one_line, run_directly
+from tests.bundles import TinyVariant, environment, make_bundle, one_line, run_directly
+from tests.in_process import command_here
 from tests.small_models import SmallRun, export_small
 
 rtx = pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
@@ -280,13 +281,13 @@ def test_options_that_make_no_sense_are_refused_when_made() -> None:
 
 @pytest.mark.skipif(HAS_GPU, reason="this machine has a GPU")
 def test_serve_edge_without_a_gpu_names_why_and_with_no_build_what_is_missing(bundle: Bundle) -> None:
-    done = command("serve-edge", str(bundle.path), "--runner", PRODUCT, "--port", "0")
+    done = command_here("serve-edge", str(bundle.path), "--runner", PRODUCT, "--port", "0")
     assert done.returncode == 1
     assert "the runner tensorrt-rtx cannot run here: " in one_line(done.stderr)
-    done = command("serve-edge", str(bundle.path), "--runner", PRODUCT, "--port", "0", "--no-build")
+    done = command_here("serve-edge", str(bundle.path), "--runner", PRODUCT, "--port", "0", "--no-build")
     assert done.returncode == 1
     assert "holds no tensorrt-rtx engine for tiny" in one_line(done.stderr)
-    done = command("serve-edge", str(bundle.path), "--precision", "fp8", "--port", "0")
+    done = command_here("serve-edge", str(bundle.path), "--precision", "fp8", "--port", "0")
     assert done.returncode == 2
     assert "choose one of fp16, int8, fp32" in one_line(done.stderr)
 

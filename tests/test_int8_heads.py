@@ -1,7 +1,8 @@
 """Int8 heads: what torch makes ready for integers, and the Q/DQ files that ONNX Runtime runs whole in integers."""
 
 import collections
-from functools import partial
+from collections.abc import Callable
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +41,17 @@ HEADS = (
 NAMES = [f"{name}-l{design.split}-{design.kind}-u{design.bits}" for name, design in HEADS]
 
 
+@pytest.fixture(scope="module")
+def head_file(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, SplitDesign], Path]:
+    """The int8 head of a network, made once. Not to be changed."""
+
+    @cache
+    def make(name: str, design: SplitDesign) -> Path:
+        return int8_head_of(variant_of(name, network(name, design)), tmp_path_factory.mktemp("head"))
+
+    return make
+
+
 @pytest.mark.parametrize("low", [0.0, -0.05])
 @pytest.mark.parametrize(("name", "design"), HEADS, ids=NAMES)
 def test_stepped_and_fused_heads_are_the_head(name: str, design: SplitDesign, low: float) -> None:
@@ -64,9 +76,11 @@ def test_stepped_and_fused_heads_are_the_head(name: str, design: SplitDesign, lo
 
 
 @pytest.mark.parametrize(("name", "design"), HEADS, ids=NAMES)
-def test_onnx_runtime_computes_all_of_it_in_integers(name: str, design: SplitDesign, tmp_path: Path) -> None:
+def test_onnx_runtime_computes_all_of_it_in_integers(
+    name: str, design: SplitDesign, head_file: Callable[[str, SplitDesign], Path], tmp_path: Path
+) -> None:
     variant = variant_of(name, network(name, design))
-    out = int8_head_of(variant, tmp_path)
+    out = head_file(name, design)
     stored = onnx.load(str(out))
     convolutions = sum(node.op_type == "Conv" for node in stored.graph.node)
     fused = operators(out, tmp_path / "fused.onnx")
@@ -85,8 +99,10 @@ def test_onnx_runtime_computes_all_of_it_in_integers(name: str, design: SplitDes
 
 
 @pytest.mark.parametrize(("name", "design"), HEADS[2:6], ids=NAMES[2:6])
-def test_its_weights_fit_every_processors_sums(name: str, design: SplitDesign, tmp_path: Path) -> None:
-    model = onnx.load(str(int8_head_of(variant_of(name, network(name, design)), tmp_path)))
+def test_its_weights_fit_every_processors_sums(
+    name: str, design: SplitDesign, head_file: Callable[[str, SplitDesign], Path]
+) -> None:
+    model = onnx.load(str(head_file(name, design)))
     values = {item.name: numpy_helper.to_array(item) for item in model.graph.initializer}
     made_by = {node.output[0]: node for node in model.graph.node}
     for node in model.graph.node:

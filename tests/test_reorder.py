@@ -65,7 +65,7 @@ def test_the_order_goes_into_the_weights(name: str, split: int, kind: str) -> No
 
 
 def test_an_exported_tail_gathers_nothing(tmp_path: Path) -> None:
-    model = recovered(RESNET50, 2, "aecnn")
+    model = recovered(RESNET18, 5, "aecnn")
     for number, tail in enumerate((EdgeTail(model), EdgeTail(model, fold=False))):
         # Batch norms that are left would be refused: those of the plain tail are folded by hand.
         path = tmp_path / f"{number}.onnx"

@@ -23,7 +23,7 @@ from aecnn_deploy.training.progress import SILENT
 from aecnn_deploy.training.settings import Algorithm1Settings
 from aecnn_deploy.training.supervised import Supervised, execute, train_supervised
 from aecnn_deploy.training.tasks import tasks_of
-from tests.labelled_runs import done_at, settings_of, tree, write_pictures
+from tests.labelled_runs import copy_run, done_at, settings_of, tree, write_pictures
 
 # Every arm at one split point: 256 channels of 14×14, a thirty-second of them sent.
 EVERY_ARM = """
@@ -120,8 +120,7 @@ def loaded(trained: Trained) -> Run:
 @pytest.fixture
 def copied(trained: Trained, tmp_path: Path) -> Path:
     """The run in a place of its own, to be changed."""
-    shutil.copytree(trained.out, tmp_path / "copied")
-    return tmp_path / "copied"
+    return copy_run(trained.out, tmp_path / "copied")
 
 
 def frames_and_labels(trained: Trained) -> tuple[np.ndarray, np.ndarray]:

@@ -305,13 +305,13 @@ def test_the_wheel_s_weights_know_the_caltech_categories_that_are_imagenet_class
     device = torch.device("cpu")
     first = fifth = total = 0
     for category, classes in caltech101_imagenet().items():
-        files = sorted((caltech101 / category).glob("*.jpg"))[:40]
+        files = sorted((caltech101 / category).glob("*.jpg"))[:12]
         frames = torch.from_numpy(load_photographs(files, backbone.input).frames)
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=has_bfloat16(device)):
             best = full(frames).float().topk(5).indices
         hit = torch.isin(best, torch.tensor([number[name] for name in classes]))
         first, fifth, total = first + int(hit[:, 0].sum()), fifth + int(hit.any(1).sum()), total + len(files)
-    assert total > 1000
+    assert total > 300
     assert first / total > 0.75
     assert fifth / total > 0.88
 

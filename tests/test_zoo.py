@@ -13,6 +13,7 @@ from aecnn_deploy.runtimes.onnxruntime_runner import OnnxRuntimeRunner
 from aecnn_deploy.training.samples import write_sample_photographs
 from aecnn_deploy.zoo import zoo_bundle, zoo_bundles
 from tests.bundles import command, one_line, run_directly, run_full, serving
+from tests.in_process import command_here
 
 ROOT = Path(__file__).resolve().parents[1]
 NAMES = sorted(zoo_bundles())
@@ -116,6 +117,6 @@ def test_a_name_stands_for_the_path_in_every_command(bundle: Bundle, photographs
     ],
 )
 def test_an_unknown_name_is_one_line_in_every_command(arguments: tuple[str, ...]) -> None:
-    done = command(*arguments)
+    done = command_here(*arguments)
     assert (done.returncode, done.stdout) == (1, b"")
     assert one_line(done.stderr).startswith("error: the zoo has no bundle 'nothing'; known are zoo:")

@@ -41,6 +41,7 @@ class Workshop:
     _pretrained: Backbone | None = field(default=None, init=False)
     _banks: dict[tuple[int, int], ViewBank] = field(default_factory=dict, init=False)
     _teachers: dict[tuple[int, ...], Teacher] = field(default_factory=dict, init=False)
+    _full_macs: int | None = field(default=None, init=False)
 
     @property
     def classes(self) -> int:
@@ -109,13 +110,19 @@ class Workshop:
         return Views(self.pretrained().input, self.settings.augment, self.device)
 
     def full_macs(self) -> int:
-        """Multiply-adds of the unsplit network, with the data set's classes."""
-        return self.macs(build_backbone(self.settings.backbone, self.classes))
+        """Multiply-adds of the unsplit network, with the data set's classes; counted once, for every row asks."""
+        if self._full_macs is None:
+            with torch.device("meta"):  # no weights: they would be drawn to be thrown away
+                self._full_macs = self._count(build_backbone(self.settings.backbone, self.classes))
+        return self._full_macs
 
     def macs(self, module: nn.Module) -> int:
         """Multiply-adds of ``module`` for one frame."""
+        return self._count(module.cpu())
+
+    def _count(self, module: nn.Module) -> int:
         spec = self.pretrained().input
-        return count_macs(module.cpu().eval(), (1, 3, spec.height, spec.width))
+        return count_macs(module.eval(), (1, 3, spec.height, spec.width))
 
     def bank(self, frozen: int, count: int | None = None) -> ViewBank:
         """Views of the training images behind ``frozen`` stages; ``count`` None: as many as the settings keep."""

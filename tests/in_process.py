@@ -1,0 +1,15 @@
+"""The command line within this process: what it refuses and how, where starting Python would take most of the time."""
+
+import contextlib
+import io
+import subprocess
+
+from aecnn_deploy.cli.main import run
+
+
+def command_here(*arguments: str) -> "subprocess.CompletedProcess[bytes]":
+    """What ``tests.bundles.command`` gives, without a process: for commands that end before they run or serve."""
+    out, errors = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(errors):
+        status = run(list(arguments))
+    return subprocess.CompletedProcess(arguments, status, out.getvalue().encode(), errors.getvalue().encode())
