@@ -1,5 +1,6 @@
 """Video clips that tests make with PyAV: every frame tells its number."""
 
+import struct
 from pathlib import Path
 
 import av
@@ -8,6 +9,9 @@ import numpy as np
 from aecnn_deploy.runtimes.frames import Frame
 
 SIZE = (96, 64)  # width, height
+
+# Degrees counterclockwise -> a, b, u, c, d: to the right (x) goes to (a, b), down (y) to (c, d).
+_TURNS = {90: (0, -1, 0, 1, 0), 180: (-1, 0, 0, 0, -1), 270: (0, 1, 0, -1, 0)}
 
 
 def picture(number: int, size: tuple[int, int] = SIZE) -> Frame:
@@ -35,7 +39,7 @@ def make_clip(
     gop: int = 5,
     options: dict[str, str] | None = None,
 ) -> Path:
-    """Write ``frames`` pictures; ``rotation``: degrees counterclockwise that a player has to turn them."""
+    """Write ``frames`` pictures; ``rotation`` (MP4, MOV): degrees counterclockwise that a player has to turn them."""
     with av.open(str(path), "w", options=options or {}) as container:
         stream = container.add_stream(codec, rate=fps)
         assert isinstance(stream, av.VideoStream)
@@ -45,9 +49,12 @@ def make_clip(
         if codec != "libx264":
             stream.bit_rate = 8_000_000  # so that each grey stays what it is
         stream.codec_context.max_b_frames = 0
-        if rotation:
-            stream.set_display_rotation(rotation)
         for number in range(frames):
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture(number, size), format="rgb24")))
         container.mux(stream.encode())
+    if rotation:
+        content = bytearray(path.read_bytes())
+        at = content.index(b"tkhd") + 44  # its matrix's first two rows, in 16.16 (ISO/IEC 14496-12, 8.3.2)
+        content[at : at + 20] = struct.pack(">5i", *(value << 16 for value in _TURNS[rotation % 360]))
+        path.write_bytes(content)
     return path

@@ -82,15 +82,6 @@ class TestFiles:
                 assert pixels(image).shape == expected.shape
                 assert np.abs(pixels(image) - expected).mean() < 5, turn
 
-    def test_the_turn_is_that_of_a_phone_held_upright(self, tmp_path: Path) -> None:
-        """Its matrix, of QuickTime's specification, takes right to down: a quarter clockwise."""
-        clip = make_clip(tmp_path / "a.mp4", frames=1, rotation=-90)
-        content = clip.read_bytes()
-        matrix = content[content.index(b"tkhd") + 44 :][:20]
-        assert [int.from_bytes(matrix[at : at + 4], signed=True) >> 16 for at in (0, 4, 12, 16)] == [0, 1, -1, 0]
-        (image,) = opened(clip)
-        assert np.abs(pixels(image) - np.rot90(picture(0), -1).astype(int)).mean() < 5
-
     def test_fps_thins_by_the_files_own_times(self, tmp_path: Path) -> None:
         clip = make_clip(tmp_path / "a.mp4", frames=20)
         numbers = {fps: [number_of(pixels(image)) for image in opened(clip, fps=fps)] for fps in (1, 4, 5, 100)}
