@@ -26,7 +26,8 @@ AecnnError
 ├── RunnerError              a model file cannot be loaded or run
 │   └── EngineMismatchError  an engine was built for another product, version or GPU
 └── SourceError              a source of images cannot be read
-    └── ImageError           one image does not decode
+    ├── ImageError           one image does not decode
+    └── SourceLostError      a camera or stream is gone or silent; it may come back
 """
 
 from pathlib import Path
@@ -219,3 +220,7 @@ class ImageError(SourceError):
     def __init__(self, source: str, why: str) -> None:
         self.source, self.why = source, why
         super().__init__(f"{source} does not decode as an image: {why}")
+
+
+class SourceLostError(SourceError):
+    """A camera or stream is gone, silent or not there yet: opening it again may help."""

@@ -18,7 +18,7 @@ from aecnn_deploy.runtimes.frames import read_frame
 from aecnn_deploy.runtimes.head_choice import AUTO, check_precision, choose_head
 from aecnn_deploy.runtimes.onnxruntime_runner import OnnxRuntimeRunner
 from aecnn_deploy.runtimes.plane_stream import SMALLEST, PlaneStream, check_coder
-from aecnn_deploy.runtimes.sources import SourceImage, open_source
+from aecnn_deploy.runtimes.sources import SourceImage, SourceSettings, open_source
 from aecnn_deploy.wire import WIRE_VERSION, Hello, WireLimits
 
 SPLIT = "split"
@@ -231,19 +231,22 @@ def run_device(
     source: str,
     *,
     stdin: BinaryIO,
+    source_settings: SourceSettings | None = None,
     limit: int | None = None,
     on_image: Callable[[ImageReport], None] = lambda _: None,
 ) -> RunReport:
     """Run the images of ``source`` (at most ``limit``); ``on_image`` hears of each as it is done.
 
-    Ctrl-C ends the run, and the report holds what was done. Raises, before any image is read: SourceError, and what
-    ``Device`` raises.
+    Ctrl-C ends the run, and the report holds what was done. Raises, before any image is read: what ``open_source`` and
+    ``Device`` raise; later SourceError: the source is damaged or gone.
     """
     if limit is not None and limit < 1:
         raise SettingsError(f"limit is {limit}, expected at least 1")
-    images = open_source(source, stdin)
     done: list[ImageReport] = []
-    with Device(bundle, settings) as device:
+    with (
+        open_source(source, stdin, source_settings or SourceSettings()) as images,
+        Device(bundle, settings) as device,
+    ):
         interrupted = not _run_all(device, islice(images, limit), done, on_image)
         costs = device.coder_costs()
     return RunReport(bundle.id, done, interrupted, costs)

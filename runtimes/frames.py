@@ -28,13 +28,19 @@ _ORIENTATION_TAG = 0x0112
 _DRAFT_MARGIN = 2
 
 
-def read_frame(image: Path | bytes, spec: InputSpec, *, name: str | None = None, max_pixels: int = MAX_PIXELS) -> Frame:
-    """The frame (height, width, 3), uint8 RGB, that ``spec`` asks for, of an image file or of its bytes.
+def read_frame(
+    image: Path | bytes | Frame, spec: InputSpec, *, name: str | None = None, max_pixels: int = MAX_PIXELS
+) -> Frame:
+    """The frame (height, width, 3), uint8 RGB, that ``spec`` asks for.
 
-    Raises ImageError: it cannot be read, does not decode, or has over ``max_pixels`` pixels (told from its header,
-    before they are decoded). Raises SettingsError: ``spec`` crops more than it resizes to, or names no known filter.
+    ``image``: an image file, its bytes, or pixels (H, W, 3), uint8 RGB, that are upright and give the same frame as a
+    PNG file of them. Raises ImageError: it cannot be read, does not decode, or has over ``max_pixels`` pixels (told
+    from its header, before they are decoded). Raises SettingsError: ``spec`` crops more than it resizes to, or names
+    no known filter.
     """
     _check_spec(spec)
+    if isinstance(image, np.ndarray):
+        return _frame_of_pixels(image, spec, name or "pixels", max_pixels)
     source = name if name is not None else (str(image) if isinstance(image, Path) else f"{len(image)} bytes")
     content = _read(image, source) if isinstance(image, Path) else image
     try:
@@ -77,7 +83,19 @@ def _frame(image: Image.Image, spec: InputSpec) -> Frame:
     orientation = image.getexif().get(_ORIENTATION_TAG, 1)
     image.draft("RGB", (wanted, wanted))  # JPEG only; before anything else touches the pixels
     upright = image if orientation == 1 else ImageOps.exif_transpose(image)
-    rgb = _rgb(upright)
+    return _fitted(_rgb(upright), spec)
+
+
+def _frame_of_pixels(pixels: Frame, spec: InputSpec, source: str, max_pixels: int) -> Frame:
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or 0 in pixels.shape:
+        raise ImageError(source, f"its pixels are {pixels.dtype} {pixels.shape}, expected uint8 (H, W, 3)")
+    if pixels.shape[0] * pixels.shape[1] > max_pixels:
+        raise ImageError(source, _too_large(pixels.shape[0] * pixels.shape[1], max_pixels))
+    return _fitted(Image.fromarray(pixels), spec)
+
+
+def _fitted(rgb: Image.Image, spec: InputSpec) -> Frame:
+    """``rgb`` resized and cropped as ``spec`` asks."""
     width, height = _resized(rgb.width, rgb.height, spec.resize_short)
     if (width, height) != rgb.size:
         rgb = rgb.resize((width, height), _FILTERS[spec.interpolation])

@@ -9,7 +9,6 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from aecnn_deploy.cli.stages import StageBars
 from aecnn_deploy.errors import AecnnError, ImageError, ServeError, SourceError
 from aecnn_deploy.runtimes.frames import jpeg_bytes, read_frame
 from aecnn_deploy.runtimes.onnxruntime_runner import OnnxRuntimeRunner
-from aecnn_deploy.runtimes.sources import open_source
+from aecnn_deploy.runtimes.sources import image_files
 from aecnn_deploy.training.samples import write_sample_photographs
 from aecnn_deploy.zoo import zoo_bundle
 
@@ -83,8 +82,7 @@ def zoo_demo(images: Path | None, out: Path, *, bars: StageBars) -> DemoResult:
 def demo_photographs(images: Path | None, out: Path) -> tuple[Path, list[Path]]:
     """The folder of the demo's photographs, and at most MAX_PHOTOGRAPHS of them, as for ``zoo_demo``."""
     if images is not None:
-        found = open_source(str(images), BytesIO())
-        return images, [image.content for image in found if isinstance(image.content, Path)][:MAX_PHOTOGRAPHS]
+        return images, image_files(images)[:MAX_PHOTOGRAPHS]
     check_folder(out)
     source = out / "photographs"
     return source, write_sample_photographs(source)

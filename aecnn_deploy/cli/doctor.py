@@ -15,6 +15,7 @@ from aecnn_deploy.runtimes.tensorrt_probe import PRODUCTS, usable
 # extra -> (what it is for, the distributions that make it)
 _EXTRAS: dict[str, tuple[str, tuple[str, ...]]] = {
     "device": ("run-device", ("onnxruntime", "pyjpegls", "websockets")),
+    "video": ("run-device: video files, cameras, streams", ("av",)),
     "edge": ("serve-edge", ("onnxruntime", "prometheus-client", "pyjpegls", "starlette", "uvicorn", "websockets")),
     "train": ("train, evaluate, export", ("onnx", "onnxscript", "safetensors", "timm", "torch", "torchvision")),
     "demo": ("demo", ("scikit-image", "scikit-learn")),

@@ -1,6 +1,5 @@
 """Photographs that a command measures or calibrates with, as a device would see them."""
 
-from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,15 +28,16 @@ def read_frames(
 
     from aecnn_deploy.errors import ImageError
     from aecnn_deploy.runtimes.frames import read_frame
-    from aecnn_deploy.runtimes.sources import open_source
+    from aecnn_deploy.runtimes.source import shown
+    from aecnn_deploy.runtimes.sources import image_files
 
-    found, frames = list(open_source(str(images), BytesIO())), []
+    found, frames = image_files(images), []
     preferred = {images / name for name in prefer}
-    found = [image for image in found if image.content in preferred] or found
+    found = [file for file in found if file in preferred] or found
     count = min(limit, len(found))
-    for image in (found[index * len(found) // count] for index in range(count)):
+    for file in (found[index * len(found) // count] for index in range(count)):
         try:
-            frames.append(read_frame(image.content, spec, name=image.name))
+            frames.append(read_frame(file, spec, name=shown(file)))
         except ImageError as exc:
             say(f"skipped: {exc}")
     if not frames:

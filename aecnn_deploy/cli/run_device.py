@@ -7,6 +7,15 @@ import typer
 
 from aecnn_deploy.cli.bundle_argument import BundleArgument, open_named
 from aecnn_deploy.cli.console import print_json
+from aecnn_deploy.cli.source_options import (
+    DecodeThreadsOption,
+    FpsOption,
+    RealtimeOption,
+    RetryOption,
+    SourceOption,
+    StallOption,
+    source_settings,
+)
 
 if TYPE_CHECKING:
     from aecnn_deploy.runtimes.device_client import ImageReport, RunReport
@@ -24,9 +33,7 @@ def register(app: typer.Typer) -> None:
 def run_device(
     bundle: BundleArgument,
     edge: Annotated[str, typer.Option(help="Where the edge is: ws://HOST:PORT, wss://, http:// or https://.")],
-    source: Annotated[
-        str, typer.Option(help="A folder, an image file, or - for stdin (one image, or one path a line).")
-    ],
+    source: SourceOption,
     variant: Annotated[str | None, typer.Option(help="Variant to run; the bundle's first if not given.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
     head: Annotated[
@@ -44,6 +51,11 @@ def run_device(
     deadline_ms: Annotated[float | None, typer.Option(help="Milliseconds for each image, from file to label.")] = None,
     timeout_s: Annotated[float, typer.Option(help="Seconds to wait for the edge, each time.")] = 10.0,
     limit: Annotated[int | None, typer.Option(help="Stop after this many images.")] = None,
+    fps: FpsOption = None,
+    realtime: RealtimeOption = False,
+    stall_s: StallOption = 10.0,
+    source_retry: RetryOption = False,
+    decode_threads: DecodeThreadsOption = 1,
 ) -> None:
     """Classify images: the head runs here, the edge does the rest.
 
@@ -69,6 +81,7 @@ def run_device(
         settings,
         source,
         stdin=sys.stdin.buffer,
+        source_settings=source_settings(fps, realtime, stall_s, source_retry, decode_threads),
         limit=limit,
         on_image=(lambda _: None) if as_json else table.row,
     )

@@ -1,6 +1,5 @@
 """Labelled photographs: a folder whose sub-folders are the categories, decoded as the device decodes, and its split."""
 
-import io
 import os
 import tempfile
 from collections.abc import Iterable, Sequence
@@ -15,7 +14,7 @@ import numpy.typing as npt
 from aecnn_deploy.bundle.manifest import InputSpec
 from aecnn_deploy.errors import RunFormatError, SettingsError, SourceError, TrainingError
 from aecnn_deploy.optional import require
-from aecnn_deploy.runtimes.sources import SUFFIXES, open_source
+from aecnn_deploy.runtimes.sources import SUFFIXES, image_files
 from aecnn_deploy.training.dataset_cache import ImageFile, decode_files
 from aecnn_deploy.training.photographs import Frames
 from aecnn_deploy.training.progress import SILENT, Progress, tell
@@ -292,10 +291,10 @@ def _category_folders(root: Path) -> dict[str, Path]:
 def _images(root: Path, folder: Path) -> list[ImageFile]:
     """The image files of one category, sorted, at any depth; hidden ones are ignored."""
     try:
-        contents = [image.content for image in open_source(str(folder), io.BytesIO())]
+        found = image_files(folder)
     except SourceError:
         return []
-    paths = [path for path in contents if isinstance(path, Path) and not _hidden(path.relative_to(folder).parts)]
+    paths = [path for path in found if not _hidden(path.relative_to(folder).parts)]
     try:
         return [_image_file(root, path) for path in paths]
     except OSError as exc:

@@ -1,6 +1,5 @@
 """Photographs for training: any folder of images, decoded as the device decodes them."""
 
-import io
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ import numpy.typing as npt
 from aecnn_deploy.bundle.manifest import InputSpec
 from aecnn_deploy.errors import ImageError, SourceError
 from aecnn_deploy.runtimes.frames import read_frame
-from aecnn_deploy.runtimes.sources import open_source
+from aecnn_deploy.runtimes.sources import image_files
 
 Frames = npt.NDArray[np.uint8]
 
@@ -28,7 +27,7 @@ class Photographs:
 
 def choose_files(folder: Path, limit: int, seed: int) -> list[Path]:
     """At most ``limit`` image files under ``folder``, drawn with ``seed``. Raises SourceError: there are none."""
-    files = [image.content for image in open_source(str(folder), io.BytesIO()) if isinstance(image.content, Path)]
+    files = image_files(folder)
     if len(files) <= limit:
         return files
     chosen = np.random.default_rng(seed).permutation(len(files))[:limit]
