@@ -3,7 +3,6 @@
 import logging
 import os
 import sys
-from types import TracebackType
 from typing import Annotated
 
 import msgspec
@@ -44,6 +43,10 @@ def serve_edge(
         int, typer.Option(help="Bytes of a device's last planes that are kept for differences; 0: none.")
     ] = 1 << 19,
     drain_s: Annotated[float, typer.Option(help="Seconds that requests in flight get after Ctrl-C.")] = 10.0,
+    log_format: Annotated[
+        str, typer.Option(help="How the log on stderr is written: text, or json (one object a line).")
+    ] = "text",
+    log_requests: Annotated[bool, typer.Option("--log-requests", help="Log a line for each request.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Say that it is ready as one JSON line on stdout.")] = False,
 ) -> None:
     """Serve a bundle's tails to devices, and its unsplit model to anyone who posts an image.
@@ -55,6 +58,7 @@ def serve_edge(
     from aecnn_deploy.runtimes.edge_runners import RunnerOptions
     from aecnn_deploy.runtimes.edge_server import ReadyEdge, serve
     from aecnn_deploy.runtimes.edge_service import EdgeSettings
+    from aecnn_deploy.runtimes.log_lines import JSON, LogSettings, configure_logging
 
     def ready(edge: ReadyEdge) -> None:
         if as_json:
@@ -62,7 +66,11 @@ def serve_edge(
             sys.stdout.flush()
         else:
             variants = ", ".join(f"{name} ({edge.targets[name]})" for name in edge.variants)
-            say(f"serving bundle {edge.bundle_id[:12]} at {edge.url} with {edge.runner}: {variants}; Ctrl-C stops")
+            text = f"serving bundle {edge.bundle_id[:12]} at {edge.url} with {edge.runner}: {variants}; Ctrl-C stops"
+            if log_format == JSON:
+                logging.getLogger("aecnn_deploy.edge").info(text)
+            else:
+                say(text)
 
     settings = EdgeSettings(
         host=host,
@@ -72,7 +80,7 @@ def serve_edge(
         max_reference_bytes=reference_bytes,
         drain_s=drain_s,
     )
-    _log_to_stderr()
+    configure_logging(LogSettings(log_format, log_requests), sys.stderr)
     end = serve(open_named(bundle), settings, ready)
     status = 130 if end.forced else 0
     if not end.models_idle:
@@ -82,22 +90,3 @@ def serve_edge(
         sys.stderr.flush()
         os._exit(status)
     raise typer.Exit(status)
-
-
-def _log_to_stderr() -> None:
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_OneLine("%(asctime)s %(levelname)s %(message)s"))
-    logging.basicConfig(handlers=[handler], level=logging.INFO)
-
-
-class _OneLine(logging.Formatter):
-    """An exception as its last line: a stranger's broken request must not fill the log."""
-
-    def formatException(  # noqa: N802  (the name is logging's)
-        self,
-        ei: tuple[type[BaseException], BaseException, TracebackType | None] | tuple[None, None, None],
-    ) -> str:
-        return f"{ei[0].__name__}: {ei[1]}" if ei[0] is not None else ""
-
-    def format(self, record: logging.LogRecord) -> str:
-        return " ".join(super().format(record).split())
