@@ -6,9 +6,10 @@ import time
 from typing import TYPE_CHECKING
 
 from aecnn_deploy.errors import RequestFailedError
-from aecnn_deploy.runtimes.edge_metrics import FULL
+from aecnn_deploy.runtimes.edge_page import status_routes
 from aecnn_deploy.runtimes.edge_service import BAD_IMAGE, TOO_LARGE, TOO_SLOW, EdgeService
 from aecnn_deploy.runtimes.edge_stream import Stream
+from aecnn_deploy.runtimes.edge_view import FULL, Peer
 from aecnn_deploy.wire import FailureCode
 
 if TYPE_CHECKING:
@@ -46,25 +47,26 @@ def build_app(service: EdgeService) -> "Starlette":
         return JSONResponse({"state": state, "bundle_id": service.bundle.id}, 200 if state == "ready" else 503)
 
     async def metrics(_: "Request") -> "Response":
-        page, content_type = service.metrics.page()
+        page, content_type = service.observer.metrics.page()
         return Response(page, media_type=None, headers={"content-type": content_type})
 
     async def classify(request: "Request") -> "Response":
         received_s = time.perf_counter()
+        peer = service.observer.visitor(request.client.host if request.client else "")
         try:
             service.check_open()
             content = await upload(service, request)
-            service.metrics.received(FULL, len(content))
-            return await _classified(service, content, received_s)
+            service.observer.received(FULL, len(content))
+            return await _classified(service, content, received_s, peer)
         except RequestFailedError as exc:
-            service.metrics.failed(FULL, exc.code)
+            service.observer.failed(FULL, exc.code, peer, exc.reason)
             return _failure(exc)
         except ClientDisconnect:
-            service.metrics.failed(FULL, "gone")
+            service.observer.failed(FULL, "gone", peer)
             return Response(status_code=499)  # nobody reads it
         except Exception as exc:  # a defect of ours: this request fails, the server goes on
             logger.exception("POST %s failed", CLASSIFY_PATH)
-            service.metrics.failed(FULL, FailureCode.INTERNAL)
+            service.observer.failed(FULL, FailureCode.INTERNAL, peer, type(exc).__name__)
             return _failure(RequestFailedError(FailureCode.INTERNAL, type(exc).__name__))
 
     async def stream(websocket: "WebSocket") -> None:
@@ -75,6 +77,7 @@ def build_app(service: EdgeService) -> "Starlette":
             Route("/healthz", healthz),
             Route("/readyz", readyz),
             Route("/metrics", metrics),
+            *status_routes(service.observer),
             Route(CLASSIFY_PATH, classify, methods=["POST"]),
             WebSocketRoute(STREAM_PATH, stream),
         ]
@@ -115,12 +118,12 @@ async def read_body(request: "Request", limit_bytes: int) -> bytes:
     return b"".join(pieces)
 
 
-async def _classified(service: EdgeService, content: bytes, received_s: float) -> "JSONResponse":
+async def _classified(service: EdgeService, content: bytes, received_s: float, peer: Peer) -> "JSONResponse":
     from starlette.responses import JSONResponse
 
     answer, total_ms = await service.classify(content, received_s)
     labels = service.bundle.manifest.labels
-    return JSONResponse(
+    response = JSONResponse(
         {
             "bundle_id": service.bundle.id,
             "path": FULL,
@@ -131,6 +134,10 @@ async def _classified(service: EdgeService, content: bytes, received_s: float) -
             "total_ms": round(total_ms, 3),
         }
     )
+    stages_ms = {"queue": answer.queue_ms, "decode": answer.decode_ms, "full": answer.run_ms, "total": total_ms}
+    sent_bytes = len(response.body)
+    service.observer.answered(FULL, FULL, peer, stages_ms, 1, sent_bytes, received_bytes=len(content))
+    return response
 
 
 def _failure(error: RequestFailedError) -> "JSONResponse":

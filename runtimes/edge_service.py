@@ -24,8 +24,9 @@ from aecnn_deploy.errors import (
     SettingsError,
 )
 from aecnn_deploy.runtimes.base import Array, Runner
-from aecnn_deploy.runtimes.edge_metrics import FULL, SPLIT, EdgeMetrics
+from aecnn_deploy.runtimes.edge_observer import EdgeObserver
 from aecnn_deploy.runtimes.edge_runners import RunnerOptions, activate_tail, make_onnxruntime
+from aecnn_deploy.runtimes.edge_view import EdgeState, VariantState
 from aecnn_deploy.runtimes.edge_worker import Worker
 from aecnn_deploy.runtimes.frames import read_frame
 from aecnn_deploy.runtimes.plane_memory import KeptPlanes, plane_dictionary
@@ -197,7 +198,7 @@ class EdgeService:
         self.in_flight, self.uploads = 0, 0
         self.ready, self.draining = False, False
         self.streams: set[DrainableStream] = set()
-        self.metrics = EdgeMetrics(lambda: self.in_flight, lambda: len(self.streams))
+        self.observer = EdgeObserver(self.look)
         self.tails = [Tail(bundle, variant) for variant in bundle.manifest.variants]
         self._full = Full(bundle, settings.runner)
 
@@ -205,6 +206,20 @@ class EdgeService:
     def runner_name(self) -> str:
         """The runner of the tails; joined by ``+`` where variants have different ones."""
         return "+".join(sorted({tail.runner_name for tail in self.tails}))
+
+    def look(self) -> EdgeState:
+        """The edge as those who watch it see it now."""
+        return EdgeState(
+            state="draining" if self.draining else "ready" if self.ready else "loading",
+            bundle_id=self.bundle.id,
+            runner=self.runner_name,
+            in_flight=self.in_flight,
+            streams=len(self.streams),
+            variants=tuple(
+                VariantState(tail.variant.id, bool(tail.target), tail.target, max(0, tail.worker.waiting - 1))
+                for tail in self.tails
+            ),
+        )
 
     def references(self, tails: Sequence[Tail], max_in_flight: int) -> int:
         """How many answered requests' planes a stream of these variants may have kept for each of them.
@@ -217,7 +232,9 @@ class EdgeService:
     async def load(self) -> None:
         """Load and warm every tail. Raises RunnerError, ServeError: one cannot be loaded."""
         for tail in self.tails:  # one after the other: each takes every core while it loads
+            began_s = time.perf_counter()
             await tail.worker.run(lambda tail=tail: tail.load(self.bundle, self.settings.runner))  # type: ignore[misc]
+            self.observer.loaded(tail.variant.id, time.perf_counter() - began_s)
         self.ready = True
 
     def cancel_loading(self) -> None:
@@ -238,7 +255,8 @@ class EdgeService:
                 f"{request.raw_bytes} bytes of planes, {tail.variant.id} has {tail.variant.plane_bytes}",
             )
         answer = await self._run(tail.worker, lambda: tail.answer(request, received_s, kept))
-        result = Result(
+        self.observer.batch_ran(tail.variant.id, 1, answer.run_ms / 1e3)
+        return Result(
             top=answer.top,
             decode_ms=answer.decode_ms,
             queue_ms=answer.queue_ms,
@@ -247,20 +265,11 @@ class EdgeService:
             in_flight=self.in_flight,
             variant=tail.variant.id,
         )
-        self.metrics.answered(
-            SPLIT,
-            {"decode": result.decode_ms, "queue": result.queue_ms, "tail": result.tail_ms, "total": result.total_ms},
-        )
-        return result
 
     async def classify(self, content: bytes, received_s: float) -> tuple[Answer, float]:
         """Run the unsplit model on an image file; the answer and its total in ms. Raises RequestFailedError."""
         answer = await self._run(self._full.worker, lambda: self._full.answer(content, received_s))
-        total_ms = (time.perf_counter() - received_s) * 1e3
-        self.metrics.answered(
-            FULL, {"decode": answer.decode_ms, "queue": answer.queue_ms, "full": answer.run_ms, "total": total_ms}
-        )
-        return answer, total_ms
+        return answer, (time.perf_counter() - received_s) * 1e3
 
     def check_open(self) -> None:
         """Raises RequestFailedError: the edge takes no request now."""
@@ -303,6 +312,7 @@ class EdgeService:
 
     def close(self, timeout_s: float) -> bool:
         """Free the models and end their threads, waiting at most ``timeout_s`` for each; whether all have ended."""
+        self.observer.close()
         ended = [tail.worker.close(timeout_s, last=tail.unload) for tail in self.tails]
         return all([*ended, self._full.worker.close(timeout_s, last=self._full.unload)])
 
