@@ -10,6 +10,7 @@ import msgspec
 from aecnn_deploy import __version__
 from aecnn_deploy.errors import SettingsError
 from aecnn_deploy.runtimes.edge_view import FULL, OTHER, SPLIT, STAGES, TOTAL, EdgeState, Peer
+from aecnn_deploy.runtimes.log_lines import MAX_FIELD_CHARACTERS, one_line
 from aecnn_deploy.runtimes.recent import RATE_S, WINDOW_S, LastAnswers, SecondSums, percentile
 
 _OK, _FAILED = 0, 1  # columns of a row's and of the edge's counts
@@ -327,7 +328,8 @@ class EdgeStatus:
         while len(self._refusals) >= self._settings.max_refusals:
             self._refusals.popitem(last=False)
         kept.count, kept.last_s = kept.count + 1, self._now_s()
-        kept.reason, kept.peer = reason[:500], peer.name or peer.address if peer is not None else ""
+        kept.reason = one_line(reason, MAX_FIELD_CHARACTERS)
+        kept.peer = (peer.name or peer.address) if peer is not None else ""
         self._refusals[what, code] = kept
 
 

@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from aecnn_deploy.runtimes.log_lines import MAX_FIELD_CHARACTERS, one_line
 from aecnn_deploy.runtimes.span_writer import HalfTrace, StageTime, open_writer
 from aecnn_deploy.wire import new_trace, request_trace
 
@@ -55,7 +56,7 @@ class DeviceTracer:
         """
         if self._writer is None:
             return
-        zero_ns = time.time_ns() - time.perf_counter_ns()
+        zero_ns = _wall_zero_ns()
         self._writer.write(
             HalfTrace(
                 name="image",
@@ -67,8 +68,8 @@ class DeviceTracer:
                 ),
                 ids=request_trace(*sent) if sent is not None else None,
                 remote=False,
-                attributes={"aecnn.source": source, **(attributes or {})},
-                error=error,
+                attributes={"aecnn.source": one_line(source, MAX_FIELD_CHARACTERS), **(attributes or {})},
+                error=None if error is None else one_line(error, MAX_FIELD_CHARACTERS),
             )
         )
 
@@ -119,7 +120,7 @@ class EdgeTracer:
                 ids=request_trace(trace, request_id),
                 remote=True,
                 attributes=attributes,
-                error=error,
+                error=None if error is None else one_line(error, MAX_FIELD_CHARACTERS),
             )
         )
 
@@ -127,3 +128,16 @@ class EdgeTracer:
         """Send what is left, for 2 s at most."""
         if self._writer is not None:
             self._writer.close()
+
+
+def _wall_zero_ns() -> int:
+    """The wall clock's nanoseconds when ``time.perf_counter`` was 0.
+
+    Of three readings the one that was interrupted the least: what the scheduler takes between two clocks would shift
+    every span of the image.
+    """
+    readings = []
+    for _ in range(3):
+        before_ns, wall_ns, after_ns = time.perf_counter_ns(), time.time_ns(), time.perf_counter_ns()
+        readings.append((after_ns - before_ns, wall_ns - (before_ns + after_ns) // 2))
+    return min(readings)[1]

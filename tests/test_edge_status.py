@@ -165,7 +165,7 @@ def test_memory_does_not_grow_with_requests_or_peers() -> None:
     status = EdgeStatus(lambda: STATE)
 
     def load(first: int) -> None:
-        for number in range(first, first + 3000):
+        for number in range(first, first + 1500):
             peer = device(number, f"name {number}")
             status.welcomed(peer)
             answer(status, peer)
@@ -176,7 +176,7 @@ def test_memory_does_not_grow_with_requests_or_peers() -> None:
     try:
         load(0)
         before = tracemalloc.get_traced_memory()[0]
-        load(3000)
+        load(1500)
         assert tracemalloc.get_traced_memory()[0] - before < 100_000
         assert before < 4_000_000
     finally:
