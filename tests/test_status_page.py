@@ -128,7 +128,7 @@ def test_an_edge_that_has_gone_is_told_at_once(page: Page, bundle: Bundle) -> No
         assert page.value("document.getElementById('notice').hidden")
         edge.stop()
     page.wait_for(f"{STATE} === 'not answering'")
-    assert "does not answer for " in page.wait_for("document.getElementById('notice').innerText")
+    assert "has not answered for " in page.wait_for("document.getElementById('notice').innerText")
     assert page.value("document.body.classList.contains('stale')")
     page.complaints.clear()  # the browser's own: a connection was refused
 
