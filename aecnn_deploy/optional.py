@@ -19,6 +19,7 @@ EXTRAS: Mapping[str, str] = MappingProxyType(
         "onnxruntime": "device",
         "onnxscript": "train",
         "onnxslim": "train",
+        "opentelemetry": "tracing",
         "prometheus_client": "edge",
         "pycuda": "cuda",
         "ray": "scale",

@@ -1,5 +1,6 @@
 """The device's side of a run: decode, head, encode, ask the edge, report; one image after the other."""
 
+import socket
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
@@ -19,6 +20,7 @@ from aecnn_deploy.runtimes.head_choice import AUTO, check_precision, choose_head
 from aecnn_deploy.runtimes.onnxruntime_runner import OnnxRuntimeRunner
 from aecnn_deploy.runtimes.plane_stream import SMALLEST, PlaneStream, check_coder
 from aecnn_deploy.runtimes.sources import SourceImage, SourceSettings, open_source
+from aecnn_deploy.runtimes.tracing import DeviceTracer, Stage
 from aecnn_deploy.wire import WIRE_VERSION, Hello, WireLimits
 
 SPLIT = "split"
@@ -37,6 +39,7 @@ class DeviceSettings:
     zstd_level: int = DEFAULT_LEVEL
     deadline_ms: float | None = None  # for each image, from its file to its label
     timeout_s: float = 10.0  # for each wait for the edge
+    name: str | None = None  # what the edge's status page calls this device; None: the host's name
     limits: WireLimits = field(default_factory=WireLimits)
 
     def __post_init__(self) -> None:
@@ -44,6 +47,8 @@ class DeviceSettings:
             raise SettingsError(f"threads is {self.threads}, expected 0 (every core) to 1024")
         check_coder(self.coder)
         check_precision(self.head)
+        if self.name is not None and not (self.name.isprintable() and 1 <= len(self.name) <= 64):
+            raise SettingsError(f"the name {self.name!r} is not 1 to 64 printable characters; choose another --name")
         if self.deadline_ms is not None and not 0 < self.deadline_ms < 1e9:
             raise SettingsError(f"deadline_ms is {self.deadline_ms}, expected a positive number of milliseconds")
 
@@ -126,8 +131,16 @@ class Device:
             variants=[spec.id for spec in bundle.manifest.variants],
             coders=[*coder_names(), *delta_names()],
             software=f"aecnn-deploy {__version__}",
+            device=settings.name or socket.gethostname() or None,
         )
-        self._link = EdgeLink(settings.edge, hello, timeout_s=settings.timeout_s, limits=settings.limits)
+        self._tracer = DeviceTracer()
+        self._link = EdgeLink(
+            settings.edge,
+            hello,
+            timeout_s=settings.timeout_s,
+            limits=settings.limits,
+            session_trace=self._tracer.session,
+        )
         self._stream = PlaneStream(bundle, self.variant, self._link, coder=settings.coder, level=settings.zstd_level)
 
     def __enter__(self) -> Self:
@@ -152,12 +165,16 @@ class Device:
     ) -> None:
         self._link.close()
         self._head.deactivate()
+        self._tracer.close()
 
     def run(self, image: SourceImage) -> ImageReport:
         """Classify one image; what goes wrong with it stands in the report."""
+        started_s, before = time.perf_counter(), self._link.last_sent
         try:
             return self._run(image)
         except AecnnError as exc:
+            sent = self._link.last_sent if self._link.last_sent != before else None
+            self._tracer.finished(image.name, started_s, time.perf_counter(), (), sent=sent, error=str(exc))
             return ImageReport(image.name, "failed", self.variant.id, error=str(exc))
 
     def _run(self, image: SourceImage) -> ImageReport:
@@ -171,12 +188,31 @@ class Device:
         planes = self._head.infer(frame[np.newaxis])[0]
         head_s = time.perf_counter()
         asked = self._stream.ask(planes, lambda: self._time_left_ms(started_s), may_reconnect=not had_to_open)
+        answered_s = time.perf_counter()
         result = asked.reply.result
         if not result.top or result.top[0][0] >= len(self._bundle.manifest.labels):
             raise RequestFailedError("bad-result", f"the edge names the class {result.top[:1]}, which has no label")
         index, score = result.top[0]
-        total_ms = (time.perf_counter() - started_s) * 1e3
+        ended_s = time.perf_counter()
+        total_ms = (ended_s - started_s) * 1e3
         self._check_deadline(total_ms)
+        self._tracer.finished(
+            image.name,
+            started_s,
+            ended_s,
+            (
+                Stage("read", opened_s, read_s),
+                Stage("head", read_s, head_s),
+                Stage("encode", head_s, head_s + asked.encode_ms / 1e3),
+                Stage("link", answered_s - asked.reply.round_trip_ms / 1e3, answered_s),
+            ),
+            sent=self._link.last_sent,
+            attributes={
+                "aecnn.variant": self.variant.id,
+                "aecnn.coder": asked.encoded.coder,
+                "aecnn.sent_bytes": asked.reply.wire_bytes,
+            },
+        )
         edge_ms = min(result.total_ms, asked.reply.round_trip_ms)
         away_ms = asked.away_ms + (opened_s - started_s) * 1e3  # not the device's work
         return ImageReport(

@@ -3,10 +3,13 @@
 import logging
 import socket
 import time
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
+
+import msgspec
 
 from aecnn_deploy.codec import EncodedPlanes
 from aecnn_deploy.errors import (
@@ -78,11 +81,19 @@ class EdgeLink:
     and what is asked in a pause fails at once: a dead edge cannot hold up a folder of images.
     """
 
-    def __init__(self, edge: str, hello: Hello, *, timeout_s: float, limits: WireLimits) -> None:
+    def __init__(
+        self,
+        edge: str,
+        hello: Hello,
+        *,
+        timeout_s: float,
+        limits: WireLimits,
+        session_trace: Callable[[], str | None] = lambda: None,
+    ) -> None:
         if not 0 < timeout_s < 1e6:
             raise SettingsError(f"timeout_s is {timeout_s}, expected a positive number of seconds")
         self.url = stream_url(edge)
-        self._hello, self._timeout_s, self._limits = hello, timeout_s, limits
+        self._hello, self._timeout_s, self._limits, self._session_trace = hello, timeout_s, limits, session_trace
         self._stack = ExitStack()
         self._connection: Any = None
         self._connection_closed = require("websockets.exceptions", why="running a device").ConnectionClosed
@@ -94,6 +105,12 @@ class EdgeLink:
     @property
     def is_open(self) -> bool:
         return self._connection is not None
+
+    @property
+    def last_sent(self) -> tuple[str, int] | None:
+        """The session's trace and the id of its last request; None where it is not traced or nothing was sent."""
+        trace, last = self._session.hello.trace, self._session.next_request_id - 1
+        return (trace, last) if trace is not None and last else None
 
     @property
     def next_request_id(self) -> int:
@@ -155,7 +172,8 @@ class EdgeLink:
         client = require("websockets.sync.client", why="running a device")
         from websockets.exceptions import InvalidStatus, WebSocketException
 
-        self._session = DeviceSession(self._hello, self._limits)
+        hello = msgspec.structs.replace(self._hello, trace=self._session_trace())
+        self._session = DeviceSession(hello, self._limits)
         try:
             connection = client.connect(
                 self.url,

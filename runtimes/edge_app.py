@@ -7,10 +7,11 @@ import time
 from typing import TYPE_CHECKING
 
 from aecnn_deploy.errors import RequestFailedError
-from aecnn_deploy.runtimes.edge_metrics import FULL
 from aecnn_deploy.runtimes.edge_models import BAD_IMAGE
+from aecnn_deploy.runtimes.edge_page import status_routes
 from aecnn_deploy.runtimes.edge_service import TOO_LARGE, TOO_SLOW, Caller, EdgeService
 from aecnn_deploy.runtimes.edge_stream import Stream, caller_of
+from aecnn_deploy.runtimes.edge_view import FULL, Peer
 from aecnn_deploy.wire import FailureCode
 
 if TYPE_CHECKING:
@@ -48,26 +49,27 @@ def build_app(service: EdgeService) -> "Starlette":
         return JSONResponse({"state": state, "bundle_id": service.bundle.id}, 200 if state == "ready" else 503)
 
     async def metrics(_: "Request") -> "Response":
-        page, content_type = service.metrics.page()
+        page, content_type = service.observer.metrics.page()
         return Response(page, media_type=None, headers={"content-type": content_type})
 
     async def classify(request: "Request") -> "Response":
         received_s = time.perf_counter()
+        host = request.client.host if request.client else ""
+        peer, caller = service.observer.visitor(host), caller_of(request.scope, host)
         try:
-            caller = caller_of(request.scope, request.client.host if request.client else "")
             service.check_open(caller, service.current.full)
             content = await upload(service, request)
-            service.metrics.received(FULL, len(content))
-            return await _classified(service, content, received_s, caller)
+            service.observer.received(FULL, len(content))
+            return await _classified(service, content, received_s, caller, peer)
         except RequestFailedError as exc:
-            service.metrics.failed(FULL, exc.code)
+            service.observer.failed(FULL, exc.code, peer, exc.reason)
             return _failure(exc)
         except ClientDisconnect:
-            service.metrics.failed(FULL, "gone")
+            service.observer.failed(FULL, "gone", peer)
             return Response(status_code=499)  # nobody reads it
         except Exception as exc:  # a defect of ours: this request fails, the server goes on
             logger.exception("POST %s failed", CLASSIFY_PATH)
-            service.metrics.failed(FULL, FailureCode.INTERNAL)
+            service.observer.failed(FULL, FailureCode.INTERNAL, peer, type(exc).__name__)
             return _failure(RequestFailedError(FailureCode.INTERNAL, type(exc).__name__))
 
     async def stream(websocket: "WebSocket") -> None:
@@ -78,6 +80,7 @@ def build_app(service: EdgeService) -> "Starlette":
             Route("/healthz", healthz),
             Route("/readyz", readyz),
             Route("/metrics", metrics),
+            *status_routes(service.observer),
             Route(CLASSIFY_PATH, classify, methods=["POST"]),
             WebSocketRoute(STREAM_PATH, stream),
         ]
@@ -118,13 +121,15 @@ async def read_body(request: "Request", limit_bytes: int) -> bytes:
     return b"".join(pieces)
 
 
-async def _classified(service: EdgeService, content: bytes, received_s: float, caller: Caller) -> "JSONResponse":
+async def _classified(
+    service: EdgeService, content: bytes, received_s: float, caller: Caller, peer: Peer
+) -> "JSONResponse":
     from starlette.responses import JSONResponse
 
     bundle = service.bundle
     answer, total_ms = await service.classify(content, received_s, caller)
     labels = bundle.manifest.labels
-    return JSONResponse(
+    response = JSONResponse(
         {
             "bundle_id": bundle.id,
             "path": FULL,
@@ -135,6 +140,10 @@ async def _classified(service: EdgeService, content: bytes, received_s: float, c
             "total_ms": round(total_ms, 3),
         }
     )
+    stages_ms = {"queue": answer.queue_ms, "decode": answer.decode_ms, "full": answer.run_ms, "total": total_ms}
+    sent_bytes = len(response.body)
+    service.observer.answered(FULL, FULL, peer, stages_ms, answer.batch, sent_bytes, received_bytes=len(content))
+    return response
 
 
 def _failure(error: RequestFailedError) -> "JSONResponse":

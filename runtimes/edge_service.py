@@ -12,10 +12,11 @@ from aecnn_deploy.optional import require
 from aecnn_deploy.runtimes.edge_generation import DrainableStream, Generation
 from aecnn_deploy.runtimes.edge_jobs import Answer, Job
 from aecnn_deploy.runtimes.edge_lane import Lane, LaneState
-from aecnn_deploy.runtimes.edge_metrics import FULL, SPLIT, EdgeMetrics
 from aecnn_deploy.runtimes.edge_models import PlanesAsked
+from aecnn_deploy.runtimes.edge_observer import EdgeObserver
 from aecnn_deploy.runtimes.edge_pool import ModelPool
 from aecnn_deploy.runtimes.edge_settings import EdgeSettings
+from aecnn_deploy.runtimes.edge_view import EdgeState, VariantState
 from aecnn_deploy.runtimes.plane_memory import KeptPlanes
 from aecnn_deploy.wire import FailureCode, InferReceived, Result
 
@@ -47,9 +48,9 @@ class EdgeService:
         self.in_flight, self.uploads = 0, 0
         self.ready, self.draining = False, False
         self.streams: set[DrainableStream] = set()
-        self.metrics = EdgeMetrics(lambda: self.in_flight, lambda: len(self.streams))
-        self.pool = ModelPool(settings.memory_limit_bytes, self.metrics)
-        self.current = Generation(bundle, settings, self.metrics)
+        self.observer = EdgeObserver(self.look)
+        self.pool = ModelPool(settings.memory_limit_bytes, self.observer)
+        self.current = Generation(bundle, settings, self.observer)
         self.previous: Generation | None = None
         self._by_peer: dict[Hashable, int] = {}
         self._reloading = asyncio.Lock()
@@ -65,6 +66,21 @@ class EdgeService:
             if generation is not None and generation.bundle.id == bundle_id:
                 return generation
         return None
+
+    def look(self) -> EdgeState:
+        """The edge as those who watch it see it now."""
+        current = self.current
+        return EdgeState(
+            state="draining" if self.draining else "ready" if self.ready else "loading",
+            bundle_id=self.bundle.id,
+            runner=current.runner_name,
+            in_flight=self.in_flight,
+            streams=len(self.streams),
+            variants=tuple(
+                VariantState(name, lane.state is LaneState.LOADED, lane.model.target, lane.queued)
+                for name, lane in current.tails.items()
+            ),
+        )
 
     async def load(self) -> None:
         """Load and warm what the settings preload. Raises RunnerError, ServeError: one cannot be loaded."""
@@ -90,14 +106,14 @@ class EdgeService:
                 bundle = await asyncio.to_thread(open_bundle)
                 if bundle.id == self.bundle.id:
                     logger.info("reloaded: still bundle %s", bundle.id[:12])
-                    self.metrics.reloaded(ok=True)
+                    self.observer.reloaded(ok=True)
                     return True
-                fresh = Generation(bundle, self.settings, self.metrics)
+                fresh = Generation(bundle, self.settings, self.observer)
                 for lane in fresh.preloaded():
                     await self.pool.load(lane)
             except AecnnError as exc:
                 logger.error("not reloaded, still serving bundle %s: %s", self.bundle.id[:12], exc)
-                self.metrics.reloaded(ok=False)
+                self.observer.reloaded(ok=False)
                 if fresh is not None:
                     await self.pool.free(lane for lane in fresh.lanes if lane.state is not LaneState.UNLOADED)
                 return False
@@ -109,7 +125,7 @@ class EdgeService:
                 self.previous.bundle.id[:12],
                 self.settings.previous_s,
             )
-            self.metrics.reloaded(ok=True)
+            self.observer.reloaded(ok=True)
             if before is not None:
                 await self._retire(before)
             return True
@@ -132,14 +148,14 @@ class EdgeService:
         received_s: float,
         caller: Caller,
         kept: KeptPlanes | None = None,
-    ) -> tuple[Result, Answer]:
+    ) -> Result:
         """Run a device's planes; ``kept`` are the stream's earlier ones of this variant.
 
         ``received_s`` is ``time.perf_counter`` at its arrival. Raises RequestFailedError.
         """
         deadline_s = received_s + request.deadline_ms / 1e3 if request.deadline_ms else None
         answer = await self._run(lane, PlanesAsked(request, kept), received_s, deadline_s, caller)
-        result = Result(
+        return Result(
             top=answer.top,
             decode_ms=answer.decode_ms,
             queue_ms=answer.queue_ms,
@@ -149,20 +165,11 @@ class EdgeService:
             variant=lane.model.name,
             batch=answer.batch,
         )
-        self.metrics.answered(
-            SPLIT,
-            {"decode": result.decode_ms, "queue": result.queue_ms, "tail": result.tail_ms, "total": result.total_ms},
-        )
-        return result, answer
 
     async def classify(self, content: bytes, received_s: float, caller: Caller) -> tuple[Answer, float]:
         """Run the unsplit model on an image file; the answer and its total in ms. Raises RequestFailedError."""
         answer = await self._run(self.current.full, content, received_s, None, caller)
-        total_ms = (time.perf_counter() - received_s) * 1e3
-        self.metrics.answered(
-            FULL, {"decode": answer.decode_ms, "queue": answer.queue_ms, "full": answer.run_ms, "total": total_ms}
-        )
-        return answer, total_ms
+        return answer, (time.perf_counter() - received_s) * 1e3
 
     def check_open(self, caller: Caller, lane: Lane) -> None:
         """Raises RequestFailedError: the edge takes no request of ``caller`` for ``lane`` now."""
@@ -225,6 +232,7 @@ class EdgeService:
 
     def close(self, timeout_s: float) -> bool:
         """Free the models and end their threads, waiting at most ``timeout_s`` for all; whether all have ended."""
+        self.observer.close()
         generations = [generation for generation in (self.current, self.previous) if generation is not None]
         lanes = {lane for generation in generations for lane in generation.lanes} | set(self.pool.loaded)
         for lane in lanes:

@@ -12,12 +12,13 @@ from aecnn_deploy.codec import coder_names, delta_names
 from aecnn_deploy.errors import RequestFailedError, WireError
 from aecnn_deploy.optional import require
 from aecnn_deploy.runtimes.edge_generation import Generation
-from aecnn_deploy.runtimes.edge_jobs import Answer
 from aecnn_deploy.runtimes.edge_lane import Lane
-from aecnn_deploy.runtimes.edge_metrics import SPLIT
 from aecnn_deploy.runtimes.edge_service import Caller, EdgeService
+from aecnn_deploy.runtimes.edge_view import SPLIT
+from aecnn_deploy.runtimes.log_lines import fields
 from aecnn_deploy.runtimes.plane_memory import KeptPlanes
 from aecnn_deploy.wire import (
+    HEADER_BYTES,
     WIRE_VERSION,
     EdgeSession,
     Failed,
@@ -50,7 +51,7 @@ class Stream:
         self._kept: list[KeptPlanes | None] = []  # the same
         self._requests: dict[asyncio.Task[None], int] = {}  # with their ids; until the answer is sent
         client = websocket.client
-        self._peer = f"{client.host}:{client.port}" if client else "a device"
+        self._peer = service.observer.connected(f"{client.host}:{client.port}" if client else "a device")
         self._caller = caller_of(websocket.scope, self)
         self._device_left = False
         # Sending to a device that has left, or after our own close, is no failure of the edge.
@@ -65,8 +66,9 @@ class Stream:
         try:
             await self._converse()
         except WireError as exc:
-            self._service.metrics.failed(SPLIT, "protocol")
-            logger.warning("closed the stream of %s: %s", self._peer, exc)
+            self._service.observer.connection_refused(RefusalCode.PROTOCOL, str(exc), self._peer)
+            more = fields(peer=self._peer.address, device=self._peer.name, code=RefusalCode.PROTOCOL)
+            logger.warning("closed the stream of %s: %s", self._peer.address, exc, extra=more)
             with contextlib.suppress(WireError):  # REFUSED can be said until WELCOME was
                 await self._send(self._session.refuse(RefusalCode.PROTOCOL, str(exc)))
             await self._close(PROTOCOL_ERROR, str(exc))
@@ -74,6 +76,7 @@ class Stream:
             self._service.streams.discard(self)
             if self._generation is not None:
                 self._generation.streams.discard(self)
+            self._service.observer.left(self._peer)
             for task in self._requests:
                 task.cancel()
 
@@ -98,7 +101,7 @@ class Stream:
             return
         while (data := await self._receive()) is not None:
             received_s = time.perf_counter()
-            self._service.metrics.received(SPLIT, len(data))
+            self._service.observer.received(SPLIT, len(data))
             events = self._session.receive(data)
             if len(events) != 1 or not self._session.at_boundary:
                 raise WireError("a WebSocket message must hold exactly one message of ours")
@@ -126,12 +129,15 @@ class Stream:
         refusal = self._refusal(hello)
         if refusal is not None:
             code, reason = refusal
-            self._service.metrics.failed(SPLIT, f"refused-{code}")
-            logger.warning("refused %s (%s): %s", self._peer, code, reason)
+            self._service.observer.connection_refused(code, reason, self._peer)
+            more = fields(peer=self._peer.address, device=hello.device or "", code=code)
+            logger.warning("refused %s (%s): %s", self._peer.address, code, reason, extra=more)
             await self._send(self._session.refuse(code, reason))
             await self._close(POLICY_VIOLATION, code)
             return False
-        await self._send(self._session.welcome(self._welcome(hello)))
+        welcome = self._welcome(hello)
+        self._service.observer.welcomed(self._peer, name=hello.device, software=hello.software, trace=hello.trace)
+        await self._send(self._session.welcome(welcome))
         return True
 
     def _welcome(self, hello: Hello) -> Welcome:
@@ -193,21 +199,50 @@ class Stream:
 
     async def _answer(self, request: InferReceived, received_s: float) -> None:
         try:
-            result, _ = await self._infer(request, received_s)
+            result = await self._infer(request, received_s)
             message = self._session.result(request.request_id, result)
+            self._observe(request, result, len(message))
         except RequestFailedError as exc:
-            self._service.metrics.failed(SPLIT, exc.code)
-            message = self._session.fail(request.request_id, _failed(exc))
+            message = self._fail(request, received_s, _failed(exc))
         except Exception as exc:  # a defect of ours: the device hears of it, and its stream goes on
-            logger.exception("request %d of %s failed", request.request_id, self._peer)
-            self._service.metrics.failed(SPLIT, FailureCode.INTERNAL)
-            message = self._session.fail(request.request_id, Failed(FailureCode.INTERNAL, type(exc).__name__))
+            more = fields(peer=self._peer.address, device=self._peer.name, code=FailureCode.INTERNAL)
+            logger.exception("request %d of %s failed", request.request_id, self._peer.address, extra=more)
+            message = self._fail(request, received_s, Failed(FailureCode.INTERNAL, type(exc).__name__))
         await self._send(message)
         if self._device_left and len(self._requests) == 1:
             await self._close(NORMAL, "")
 
-    async def _infer(self, request: InferReceived, received_s: float) -> tuple[Result, Answer]:
-        lane = self._lanes[request.variant] if request.variant < len(self._lanes) else None
+    def _observe(self, request: InferReceived, result: Result, sent_bytes: int) -> None:
+        stages_ms = {"queue": result.queue_ms, "decode": result.decode_ms, "tail": result.tail_ms}
+        self._service.observer.answered(
+            SPLIT,
+            result.variant,
+            self._peer,
+            stages_ms | {"total": result.total_ms},
+            result.batch,
+            sent_bytes,
+            request_id=request.request_id,
+            received_bytes=HEADER_BYTES + len(request.payload),
+        )
+
+    def _fail(self, request: InferReceived, received_s: float, failed: Failed) -> bytes:
+        lane = self._lane(request)
+        self._service.observer.failed(
+            SPLIT,
+            failed.code,
+            self._peer,
+            failed.reason,
+            variant=lane.model.name if lane else "",
+            request_id=request.request_id,
+            total_ms=(time.perf_counter() - received_s) * 1e3,
+        )
+        return self._session.fail(request.request_id, failed)
+
+    def _lane(self, request: InferReceived) -> Lane | None:
+        return self._lanes[request.variant] if request.variant < len(self._lanes) else None
+
+    async def _infer(self, request: InferReceived, received_s: float) -> Result:
+        lane = self._lane(request)
         if lane is None or self._generation is None:
             raise RequestFailedError(
                 FailureCode.UNKNOWN_VARIANT, f"variant index {request.variant} of {len(self._lanes)} is not served"

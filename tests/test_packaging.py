@@ -40,6 +40,7 @@ DATA = {
     "aecnn_deploy/models/caltech101_imagenet.json",
     "aecnn_deploy/reports/page.css",
     "aecnn_deploy/reports/paper_table1.json",
+    "aecnn_deploy/runtimes/status_page.html",
     "aecnn_deploy/zoo/caltech101-lite0.tar.zst",
 }
 
@@ -135,7 +136,12 @@ class TestWheel:
 
 class TestExtras:
     def test_every_optional_module_is_named_with_an_extra_that_installs_it(self) -> None:
-        own_name = {"jpeg_ls": "pyjpegls", "skimage": "scikit-image", "sklearn": "scikit-learn"}
+        own_name = {
+            "jpeg_ls": "pyjpegls",
+            "opentelemetry": "opentelemetry-sdk",
+            "skimage": "scikit-image",
+            "sklearn": "scikit-learn",
+        }
         for module, extra in EXTRAS.items():
             listed = PYPROJECT["project"]["optional-dependencies"][extra]
             names = {canonicalize_name(Requirement(text).name) for text in listed}

@@ -40,6 +40,11 @@ TOO_LONG = "zstd frame declares 64 bytes, the planes have 32; use the same varia
 # name -> kind, request id, object
 CONTROL = {
     "hello": (Kind.HELLO, 0, Hello(BUNDLE, [1], VARIANTS, CODER_NAMES, SOFTWARE)),
+    "hello-trace": (
+        Kind.HELLO,
+        0,
+        Hello(BUNDLE, [1], VARIANTS, CODER_NAMES, SOFTWARE, "000102030405060708090a0b0c0d0e0f", "front door"),
+    ),
     "welcome": (
         Kind.WELCOME,
         0,

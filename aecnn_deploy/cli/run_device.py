@@ -50,6 +50,12 @@ def run_device(
     zstd_level: Annotated[int, typer.Option(help="zstd level of the planes, 1 to 22.")] = 3,
     deadline_ms: Annotated[float | None, typer.Option(help="Milliseconds for each image, from file to label.")] = None,
     timeout_s: Annotated[float, typer.Option(help="Seconds to wait for the edge, each time.")] = 10.0,
+    name: Annotated[
+        str | None, typer.Option(help="What the edge's status page calls this device; the host's name if not given.")
+    ] = None,
+    log_format: Annotated[
+        str | None, typer.Option(help="Log each image on stderr as well: text, or json (one object a line).")
+    ] = None,
     limit: Annotated[int | None, typer.Option(help="Stop after this many images.")] = None,
     fps: FpsOption = None,
     realtime: RealtimeOption = False,
@@ -74,8 +80,21 @@ def run_device(
         zstd_level=zstd_level,
         deadline_ms=deadline_ms,
         timeout_s=timeout_s,
+        name=name,
     )
     table = _Table()
+    watchers = [] if as_json else [table.row]
+    if log_format is not None:
+        from aecnn_deploy.runtimes.device_log import log_image
+        from aecnn_deploy.runtimes.log_lines import LogSettings, configure_logging
+
+        configure_logging(LogSettings(log_format, requests=True), sys.stderr)
+        watchers.append(log_image)
+
+    def done(image: "ImageReport") -> None:
+        for watch in watchers:
+            watch(image)
+
     report = device_client.run_device(
         open_named(bundle),
         settings,
@@ -83,7 +102,7 @@ def run_device(
         stdin=sys.stdin.buffer,
         source_settings=source_settings(fps, realtime, stall_s, source_retry, decode_threads),
         limit=limit,
-        on_image=(lambda _: None) if as_json else table.row,
+        on_image=done,
     )
     if as_json:
         print_json(report.document())

@@ -3,7 +3,6 @@
 import logging
 import os
 import sys
-from types import TracebackType
 from typing import Annotated
 
 import msgspec
@@ -57,6 +56,10 @@ def serve_edge(
     previous_s: Annotated[
         float, typer.Option(help="After a reload: seconds without a device until the bundle before it is dropped.")
     ] = 600.0,
+    log_format: Annotated[
+        str, typer.Option(help="How the log on stderr is written: text, or json (one object a line).")
+    ] = "text",
+    log_requests: Annotated[bool, typer.Option("--log-requests", help="Log a line for each request.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Say that it is ready as one JSON line on stdout.")] = False,
 ) -> None:
     """Serve a bundle's tails to devices, and its unsplit model to anyone who posts an image.
@@ -69,16 +72,23 @@ def serve_edge(
     from aecnn_deploy.runtimes.edge_runners import RunnerOptions
     from aecnn_deploy.runtimes.edge_server import ReadyEdge, serve
     from aecnn_deploy.runtimes.edge_settings import EdgeSettings
+    from aecnn_deploy.runtimes.log_lines import JSON, LogSettings, configure_logging
 
     def ready(edge: ReadyEdge) -> None:
         if as_json:
             sys.stdout.write(msgspec.json.encode(edge).decode() + "\n")
             sys.stdout.flush()
         else:
-            loaded = ", ".join(f"{name} ({target})" for name, target in edge.targets.items())
+            loaded = ", ".join(f"{name} ({target})" for name, target in edge.targets.items()) or "nothing loaded"
             others = len(edge.variants) - len(edge.targets)
             rest = f"; {others} more at their first use" if others else ""
-            say(f"serving bundle {edge.bundle_id[:12]} at {edge.url}: {loaded or 'nothing loaded'}{rest}; Ctrl-C stops")
+            text = (
+                f"serving bundle {edge.bundle_id[:12]} at {edge.url}: {loaded}{rest}; Ctrl-C stops"
+            )
+            if log_format == JSON:
+                logging.getLogger("aecnn_deploy.edge").info(text)
+            else:
+                say(text)
 
     settings = EdgeSettings(
         host=host,
@@ -95,7 +105,7 @@ def serve_edge(
         max_reference_bytes=reference_bytes,
         drain_s=drain_s,
     )
-    _log_to_stderr()
+    configure_logging(LogSettings(log_format, log_requests), sys.stderr)
     end = serve(open_named(bundle), settings, ready, reopen=lambda: open_named(bundle))
     status = 130 if end.forced else 0
     if not end.models_idle:
@@ -105,22 +115,3 @@ def serve_edge(
         sys.stderr.flush()
         os._exit(status)
     raise typer.Exit(status)
-
-
-def _log_to_stderr() -> None:
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_OneLine("%(asctime)s %(levelname)s %(message)s"))
-    logging.basicConfig(handlers=[handler], level=logging.INFO)
-
-
-class _OneLine(logging.Formatter):
-    """An exception as its last line: a stranger's broken request must not fill the log."""
-
-    def formatException(  # noqa: N802  (the name is logging's)
-        self,
-        ei: tuple[type[BaseException], BaseException, TracebackType | None] | tuple[None, None, None],
-    ) -> str:
-        return f"{ei[0].__name__}: {ei[1]}" if ei[0] is not None else ""
-
-    def format(self, record: logging.LogRecord) -> str:
-        return " ".join(super().format(record).split())

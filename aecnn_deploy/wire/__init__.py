@@ -28,6 +28,7 @@ from aecnn_deploy.wire.messages import (
 )
 from aecnn_deploy.wire.reader import MessageReader
 from aecnn_deploy.wire.session import DEVICE_TABLE, EDGE_TABLE, DeviceSession, EdgeSession, Input, State
+from aecnn_deploy.wire.tracing import RequestTrace, new_trace, request_trace
 
 __all__ = [
     "DEVICE_TABLE",
@@ -55,6 +56,7 @@ __all__ = [
     "RefusalCode",
     "Refused",
     "RefusedByEdge",
+    "RequestTrace",
     "Result",
     "ResultReceived",
     "State",
@@ -63,5 +65,7 @@ __all__ = [
     "WireLimits",
     "decode_control",
     "encode_control",
+    "new_trace",
     "pack",
+    "request_trace",
 ]

@@ -13,6 +13,7 @@ from aecnn_deploy.errors import WireError
 # No control characters: these strings reach logs and terminals.
 Text = Annotated[str, msgspec.Meta(pattern=r"\A[^\x00-\x1f\x7f-\x9f]{0,200}\Z")]
 Code = Annotated[str, msgspec.Meta(pattern=r"\A[a-z][a-z0-9-]{0,39}\Z")]
+Trace = Annotated[str, msgspec.Meta(pattern=r"\A(?!0{32}\Z)[0-9a-f]{32}\Z")]
 Milliseconds = Annotated[float, msgspec.Meta(ge=0)]
 Count = Annotated[int, msgspec.Meta(ge=0, le=(1 << 53) - 1)]  # what every JSON reader keeps exactly
 Size = Annotated[int, msgspec.Meta(ge=1, le=(1 << 32) - 1)]
@@ -44,7 +45,7 @@ class FailureCode(StrEnum):
     INTERNAL = "internal"
 
 
-class Hello(msgspec.Struct, frozen=True):
+class Hello(msgspec.Struct, frozen=True, omit_defaults=True):
     """The device's first message: what it has. ``variants`` is the bundle's whole list, in the manifest's order."""
 
     bundle_id: Text
@@ -52,6 +53,8 @@ class Hello(msgspec.Struct, frozen=True):
     variants: list[Text]
     coders: list[Text]
     software: Text
+    trace: Trace | None = None  # of a session that is traced: wire/tracing.py
+    device: Text | None = None  # what the device calls itself, for people
 
 
 class Welcome(msgspec.Struct, frozen=True, omit_defaults=True):
