@@ -64,7 +64,8 @@ def _echo(diagnosis: "Diagnosis") -> None:
     typer.echo("extras")
     for name, extra in diagnosis.extras.items():
         if extra.missing:
-            typer.echo(f"  --  {name:<13} {extra.purpose}: pip install 'aecnn-deploy[{name}]'")
+            typer.echo(f"  --  {name:<13} {extra.purpose}")
+            typer.echo(f"      {'':<13} pip install 'aecnn-deploy[{name}]'")
         else:
             typer.echo(f"  ok  {name:<13} {extra.purpose}")
     for name, reason in diagnosis.gpu_runners.items():

@@ -55,8 +55,10 @@ def serve_edge(
     from aecnn_deploy.runtimes.edge_runners import RunnerOptions
     from aecnn_deploy.runtimes.edge_server import ReadyEdge, serve
     from aecnn_deploy.runtimes.edge_service import EdgeSettings
+    from aecnn_deploy.systemd.notify import READY, notify
 
     def ready(edge: ReadyEdge) -> None:
+        notify(READY, f"STATUS=serving {len(edge.variants)} variants of bundle {edge.bundle_id[:12]}")
         if as_json:
             sys.stdout.write(msgspec.json.encode(edge).decode() + "\n")
             sys.stdout.flush()

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import PurePosixPath
 
 from aecnn_deploy.runtimes.diagnosis.finding import Finding, ok, problem, warning
-from aecnn_deploy.runtimes.diagnosis.host import Host
+from aecnn_deploy.runtimes.diagnosis.host import Host, whole_number
 from aecnn_deploy.runtimes.diagnosis.subject import Subject
 
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_THREAD_LIMIT")
@@ -60,8 +60,9 @@ def cpu_quota(host: Host) -> float | None:
                 period = host.text(f"{folder}/cpu.cfs_period_us") or "1"
             else:
                 continue
-            if quota.isdigit() and period.isdigit() and int(period):
-                found.append(int(quota) / int(period))
+            most_us, period_us = whole_number(quota), whole_number(period)
+            if most_us is not None and most_us > 0 and period_us is not None and period_us > 0:
+                found.append(most_us / period_us)
     return min(found, default=None)
 
 

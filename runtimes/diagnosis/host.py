@@ -8,10 +8,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 _MOST_BYTES = 1 << 20
+_MOST_DIGITS = 20  # of 64 bits; Python refuses thousands of them
 
 
 def _allowed_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def whole_number(text: str, base: int = 10) -> int | None:
+    """``text`` as a whole number of at most 20 digits; None: it is none."""
+    try:
+        return int(text, base) if len(text) <= _MOST_DIGITS else None
+    except ValueError:
+        return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,10 +48,7 @@ class Host:
 
     def number(self, name: str, base: int = 10) -> int | None:
         """A file's whole number; None also where it holds none."""
-        try:
-            return int(self.text(name) or "", base)
-        except ValueError:
-            return None
+        return whole_number(self.text(name) or "", base)
 
     def matching(self, folder: str, pattern: str) -> list[Path]:
         """Paths in ``folder`` by a glob pattern, sorted; none where it cannot be read."""

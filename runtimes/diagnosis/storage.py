@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 from aecnn_deploy.bundle.archive import is_archive
 from aecnn_deploy.bundle.reader import Bundle
 from aecnn_deploy.runtimes.diagnosis.finding import Finding, ok, problem, warning
-from aecnn_deploy.runtimes.diagnosis.host import Host
+from aecnn_deploy.runtimes.diagnosis.host import Host, whole_number
 from aecnn_deploy.runtimes.diagnosis.subject import Subject
 
 MIB = 1 << 20
@@ -25,8 +25,9 @@ def available_bytes(host: Host) -> tuple[int, int] | None:
     fields = {}
     for line in (host.text("/proc/meminfo") or "").splitlines():
         words = line.replace(":", " ").split()
-        if len(words) >= 2 and words[1].isdigit():
-            fields[words[0]] = int(words[1]) * 1024
+        kibibytes = whole_number(words[1]) if len(words) >= 2 else None
+        if kibibytes is not None and kibibytes >= 0:
+            fields[words[0]] = kibibytes * 1024
     if "MemAvailable" not in fields:
         return None
     free = fields["MemAvailable"]
