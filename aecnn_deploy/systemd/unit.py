@@ -81,16 +81,21 @@ def write_service(plan: ServicePlan) -> list[Path]:
     return written
 
 
+def hidden_from_services(place: Path) -> str | None:
+    """Why no service can run what lies at ``place``, with the remedy; None: it can, as far as the path tells."""
+    hidden = next((folder for folder in _HIDDEN if place.is_relative_to(folder)), None)
+    if hidden is None:
+        return None
+    return (
+        f"{place} lies in {hidden}, which is hidden from services; install aecnn-deploy into an environment "
+        f"elsewhere (sudo python3 -m venv /usr/local/lib/{USER}) and run its install-unit"
+    )
+
+
 def _obstacle(program: Path) -> str | None:
-    """Whether ``program``, or the Python that runs it, lies where a service does not see it, and what to do."""
-    for place in (program.absolute(), program.resolve(), Path(sys.executable).resolve()):
-        hidden = next((folder for folder in _HIDDEN if place.is_relative_to(folder)), None)
-        if hidden is not None:
-            return (
-                f"{place} lies in {hidden}, which is hidden from services; install aecnn-deploy into an environment "
-                f"elsewhere (sudo python3 -m venv /usr/local/lib/{USER}) and run its install-unit"
-            )
-    return None
+    """What is wrong with the place of ``program``, or of the Python that runs it."""
+    places = (program.absolute(), program.resolve(), Path(sys.executable).resolve())
+    return next(filter(None, map(hidden_from_services, places)), None)
 
 
 def _quoted(program: Path) -> str:

@@ -57,8 +57,8 @@ def check_memory(subject: Subject) -> Iterator[Finding]:
     free, swap = found
     text = f"{free // MIB:,} MiB available, {swap // MIB:,} MiB of swap free"
     need = _BASE_BYTES if subject.bundle is None else needed_bytes(subject.bundle)
-    what = "ONNX Runtime alone" if subject.bundle is None else "the largest head and the unsplit model"
-    text += f"; {what} take about {need // MIB:,} MiB (an estimate from file sizes)"
+    what = "Python and ONNX Runtime" if subject.bundle is None else "the largest head and the unsplit model"
+    text += f"; {what} need about {need // MIB:,} MiB (an estimate from file sizes)"
     if free >= need:
         yield ok("memory", text)
     elif free + swap >= need:
