@@ -22,6 +22,7 @@ from aecnn_deploy.bundle.reader import open_bundle
 from aecnn_deploy.bundle.writer import BundleWriter
 from aecnn_deploy.errors import SettingsError
 from aecnn_deploy.runtimes.diagnosis import extras
+from aecnn_deploy.runtimes.diagnosis.bundle_fit import judge_engines
 from aecnn_deploy.runtimes.diagnosis.checks import CHECKS, run_check
 from aecnn_deploy.runtimes.diagnosis.clock import judge_clock, judge_skew
 from aecnn_deploy.runtimes.diagnosis.cores import cpu_quota, judge_throttled
@@ -38,6 +39,7 @@ from tests.bundles import VARIANTS, command, environment, make_bundle, serving
 from tests.http_peers import certified, edge_by_hand
 from tests.peers import peer
 from tests.probe_model import probe_model
+from tests.test_docs import parse
 
 A72 = "processor\t: 0\nFeatures\t: fp asimd evtstrm crc32 cpuid\nCPU implementer\t: 0x41\nCPU part\t: 0xd08\n"
 A76 = A72.replace("0xd08", "0xd0b").replace("cpuid", "atomics fphp asimdhp cpuid asimddp")
@@ -397,6 +399,18 @@ class TestBundle:
         _with_engines(tmp_path / "bundle")
         found = findings(subject(bundle=tmp_path / "bundle"))["engines"]
         assert "tensorrt 10.7.0 on sm75" in found.found
+
+    def test_engines_for_another_gpu_or_release_are_named_with_how_to_add_some(self) -> None:
+        built = [EngineSpec("a", "tensorrt", "10.7.0", ("sm75", "sm86"), "fp16", (1, 1, 8))]
+        assert judge_engines(built, "10.7.0", "sm86", "b").level is Level.OK
+        for version, architecture in (("10.7.1", "sm86"), ("10.7.0", "sm89")):
+            found = judge_engines(built, version, architecture, "b")
+            assert found.level is Level.WARNING
+            assert (
+                found.found == f"built for tensorrt 10.7.0 on sm75+sm86; here is tensorrt {version} on {architecture}"
+            )
+            line, _, _ = str(found.remedy).partition(";")
+            parse(line.removeprefix("aecnn-deploy "))
 
 
 class TestEdge:

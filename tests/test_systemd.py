@@ -181,3 +181,29 @@ def _own_program() -> Path:
 def _free(plan: ServicePlan) -> ServicePlan:
     """The plan as it is where the program lies in a place that services see."""
     return replace(plan, obstacle=None)
+
+
+class TestInstallPage:
+    TEXT = (Path(__file__).parents[1] / "docs" / "install-raspberry-pi.md").read_text()
+
+    def test_its_commands_parse_also_after_sudo(self) -> None:
+        lines = re.findall(r"^\$ .*?\b(?<![-/])aecnn-deploy (\S[^#\n]*)$", self.TEXT, re.MULTILINE)
+        assert {line.split()[0] for line in lines} >= {"doctor", "calibrate", "run-device", "install-unit"}
+        for line in lines:
+            parse(line)
+
+    def test_it_names_every_setting_and_place_of_the_units(self) -> None:
+        for kind in KINDS:
+            settings = (files("aecnn_deploy.systemd") / f"{kind}.env.example").read_text()
+            for name in re.findall(r"^(AECNN_\w+)=", settings, re.MULTILINE):
+                assert f"`{name}`" in self.TEXT, name
+        assert hidden_from_services(Path("/usr/local/lib/aecnn")) is None
+        assert "venv /usr/local/lib/aecnn\n" in self.TEXT
+
+    def test_every_finding_that_it_names_is_one_of_doctor_s(self) -> None:
+        folder = Path(__file__).parents[1] / "runtimes" / "diagnosis"
+        code = "".join(path.read_text() for path in folder.glob("*.py"))
+        rows = re.findall(r"^\|[^|]*\|([^|]*)\|[^|]*\|$", self.TEXT.partition("## When something")[2], re.MULTILINE)
+        named = {word for row in rows for word in re.findall(r"(?:problem|warning) ([a-z ]+?)(?:`|:)", row)}
+        assert len(named) > 8
+        assert {name for name in named if f'"{name}"' not in code} == set()

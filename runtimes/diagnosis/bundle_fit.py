@@ -1,10 +1,10 @@
 """The bundle: whether it is whole, and which of its heads and engines suit this machine."""
 
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 
-from aecnn_deploy.bundle.manifest import INT8
+from aecnn_deploy.bundle.manifest import INT8, EngineSpec
 from aecnn_deploy.bundle.reader import Bundle
 from aecnn_deploy.errors import (
     AecnnError,
@@ -79,33 +79,40 @@ def check_engines(subject: Subject) -> Iterator[Finding]:
     bundle = subject.bundle
     engines = [] if bundle is None else [e for spec in bundle.manifest.variants for e in spec.engines.values()]
     for product in sorted({engine.product for engine in engines}):
-        built = sorted(
-            {f"{e.version} on {'+'.join(e.architectures)}" for e in engines if e.product == product},
-        )
+        built = [engine for engine in engines if engine.product == product]
         reason = usable(product)
         if reason is not None:
-            yield ok("engines", f"{product} {', '.join(built)}: not for this machine ({reason})")
+            yield ok("engines", f"{product} {_targets(built)}: not for this machine ({reason})")
             continue
         try:
             version, architecture = str(load_product(product).__version__), gpu_architecture()
         except AecnnError as exc:
-            yield warning(
-                "engines", f"{product}: {exc}", "look at 'nvidia-smi'; serve-edge --runner onnxruntime serves"
-            )
+            remedy = "look at 'nvidia-smi'; 'serve-edge --runner onnxruntime' serves without a GPU"
+            yield warning("engines", f"{product}: {exc}", remedy)
             continue
-        fitting = sum(
-            e.product == product and e.version == version and architecture in e.architectures for e in engines
-        )
-        here = f"{product} {version} on {architecture}"
-        if fitting:
-            yield ok("engines", f"{fitting} for {here}")
-        else:
-            yield warning(
-                "engines",
-                f"built for {product} {', '.join(built)}; here is {here}",
-                f"aecnn-deploy bundle engines {_named(subject)} --engine {product} "
-                f"--sm {architecture.removeprefix('sm')} --out NEW; or let serve-edge build them at its start",
-            )
+        yield judge_engines(built, version, architecture, _named(subject))
+
+
+def judge_engines(built: Sequence[EngineSpec], version: str, architecture: str, bundle: str) -> Finding:
+    """The finding for engines of one product where its release ``version`` runs on a GPU of ``architecture``.
+
+    ``bundle`` is its name on a command line.
+    """
+    product = built[0].product
+    here = f"{product} {version} on {architecture}"
+    fitting = sum(engine.version == version and architecture in engine.architectures for engine in built)
+    if fitting:
+        return ok("engines", f"{fitting} of {len(built)} for {here}")
+    return warning(
+        "engines",
+        f"built for {product} {_targets(built)}; here is {here}",
+        f"aecnn-deploy bundle engines {bundle} --engine {product} --sm {architecture.removeprefix('sm')} --out NEW; "
+        "or let serve-edge build them at its start",
+    )
+
+
+def _targets(engines: Sequence[EngineSpec]) -> str:
+    return ", ".join(sorted({f"{engine.version} on {'+'.join(engine.architectures)}" for engine in engines}))
 
 
 def _is_int8(bundle: Bundle, head: str) -> bool:

@@ -70,8 +70,16 @@ def diagnose(settings: DiagnosisSettings, open_named: Callable[[str], Bundle]) -
         cpus=os.cpu_count(),
         findings=[finding for check in CHECKS for finding in run_check(check, subject)],
         extras=installed_extras(),
-        gpu_runners={product: usable(product) for product in PRODUCTS},
+        gpu_runners={product: _runner_reason(product) for product in PRODUCTS},
     )
+
+
+def _runner_reason(product: str) -> str | None:
+    """None: engines of ``product`` can run here; else why not, whatever its libraries raise."""
+    try:
+        return usable(product)
+    except Exception as exc:
+        return f"{product} does not load: {type(exc).__name__}: {exc}"
 
 
 def run_check(check: Check, subject: Subject) -> list[Finding]:

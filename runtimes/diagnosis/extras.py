@@ -47,5 +47,5 @@ def installed_extras() -> dict[str, Extra]:
 def _version(distribution: str) -> str | None:
     try:
         return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
+    except Exception:  # PackageNotFoundError, and whatever a half-removed package's metadata lead to
         return None

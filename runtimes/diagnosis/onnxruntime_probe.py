@@ -26,7 +26,7 @@ def installed_version() -> str | None:
     """The installed release, from its metadata; None: none is."""
     for name in DISTRIBUTIONS:
         try:
-            return importlib.metadata.version(name)
+            return str(importlib.metadata.version(name))
         except importlib.metadata.PackageNotFoundError:
             continue
     return None
