@@ -29,7 +29,7 @@ from aecnn_deploy.runtimes.diagnosis.cores import cpu_quota, judge_throttled
 from aecnn_deploy.runtimes.diagnosis.finding import Finding, Level, ok
 from aecnn_deploy.runtimes.diagnosis.host import Host
 from aecnn_deploy.runtimes.diagnosis.onnxruntime_child import MODEL
-from aecnn_deploy.runtimes.diagnosis.onnxruntime_probe import judge_version, run_probe
+from aecnn_deploy.runtimes.diagnosis.onnxruntime_probe import CHILD, judge_version, run_probe
 from aecnn_deploy.runtimes.diagnosis.processor import read_processor
 from aecnn_deploy.runtimes.diagnosis.reach import check_edge
 from aecnn_deploy.runtimes.diagnosis.subject import DiagnosisSettings, Subject
@@ -163,6 +163,14 @@ class TestOnnxRuntime:
 
     def test_the_model_in_the_package_is_the_one_that_is_described(self) -> None:
         assert onnx.load(str(MODEL)) == probe_model()
+
+    def test_onnxruntime_s_telemetry_is_off(self, tmp_path: Path) -> None:
+        """With it, the wheels keep a database in the user's cache and send it away."""
+        (tmp_path / "home").mkdir()
+        rest = {"HOME": str(tmp_path / "home"), "XDG_CACHE_HOME": str(tmp_path / "home" / "cache")}
+        done = _run(list(CHILD), **rest)
+        assert done.returncode == 0, done.stderr
+        assert list((tmp_path / "home").iterdir()) == []
 
     def test_doctor_survives_an_onnxruntime_that_crashes_when_it_is_imported(self, tmp_path: Path) -> None:
         (tmp_path / "onnxruntime").mkdir()
@@ -585,7 +593,8 @@ class TestCommand:
 
 
 def _run(words: list[str], **more: str) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(words, capture_output=True, text=True, timeout=60, check=False, env=environment() | more)
+    rest = {name: value for name, value in environment().items() if name != "ORT_DISABLE_TELEMETRY"}
+    return subprocess.run(words, capture_output=True, text=True, timeout=60, check=False, env=rest | more)
 
 
 def _changed(out: Path, change: Callable[[VariantSpec, Path], VariantSpec]) -> None:

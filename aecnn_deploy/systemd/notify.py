@@ -9,7 +9,6 @@ logger.addHandler(logging.NullHandler())
 
 READY = "READY=1"
 RELOADING = "RELOADING=1"
-STOPPING = "STOPPING=1"
 
 
 def notify(*states: str) -> bool:
