@@ -270,7 +270,8 @@ def test_doctor_finds_a_device_and_its_way_to_an_edge_here(installed: Path, core
     found = {each["check"]: each for each in json.loads(done.stdout)["findings"]}
     assert found["userland"]["found"] == "64-bit Python on aarch64"
     assert "NEON" in found["cpu"]["found"]
-    assert {found[check]["level"] for check in ("onnxruntime", "onnxruntime run", "bundle", "edge session")} == {"ok"}
+    assert {found[check]["level"] for check in ("onnxruntime", "onnxruntime run", "bundle", "edge service")} == {"ok"}
+    assert found["edge session"]["found"].startswith("open: 4 of 4 variants")  # the ping of an emulator may be slow
 
 
 def test_a_device_there_and_an_edge_here_name_what_two_halves_here_name(installed: Path) -> None:

@@ -1,29 +1,20 @@
 """``doctor``: what it finds on machines, in bundles and on the way to edges, and that nothing ends it."""
 
 import json
-import re
-import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-import msgspec
 import onnx
 import pytest
-import trustme
-from websockets.sync.server import ServerConnection
 
-from aecnn_deploy.bundle.manifest import EngineSpec, VariantSpec
 from aecnn_deploy.bundle.reader import open_bundle
-from aecnn_deploy.bundle.writer import BundleWriter
 from aecnn_deploy.errors import SettingsError
 from aecnn_deploy.runtimes.diagnosis import extras
-from aecnn_deploy.runtimes.diagnosis.bundle_fit import judge_engines
-from aecnn_deploy.runtimes.diagnosis.checks import CHECKS, run_check
+from aecnn_deploy.runtimes.diagnosis.checks import run_check
 from aecnn_deploy.runtimes.diagnosis.clock import judge_clock, judge_skew
 from aecnn_deploy.runtimes.diagnosis.cores import cpu_quota, judge_throttled
 from aecnn_deploy.runtimes.diagnosis.finding import Finding, Level, ok
@@ -31,62 +22,10 @@ from aecnn_deploy.runtimes.diagnosis.host import Host
 from aecnn_deploy.runtimes.diagnosis.onnxruntime_child import MODEL
 from aecnn_deploy.runtimes.diagnosis.onnxruntime_probe import CHILD, judge_version, run_probe
 from aecnn_deploy.runtimes.diagnosis.processor import read_processor
-from aecnn_deploy.runtimes.diagnosis.reach import check_edge
 from aecnn_deploy.runtimes.diagnosis.subject import DiagnosisSettings, Subject
-from aecnn_deploy.runtimes.diagnosis.tls import judge_end
-from aecnn_deploy.wire import EdgeSession, RefusalCode, WireLimits
-from tests.bundles import VARIANTS, command, environment, make_bundle, serving
-from tests.http_peers import certified, edge_by_hand
-from tests.peers import peer
+from tests.bundles import command, environment, make_bundle
+from tests.doctor_hosts import A72, A76, PI4, findings, machine, subject
 from tests.probe_model import probe_model
-from tests.test_docs import parse
-
-A72 = "processor\t: 0\nFeatures\t: fp asimd evtstrm crc32 cpuid\nCPU implementer\t: 0x41\nCPU part\t: 0xd08\n"
-A76 = A72.replace("0xd08", "0xd0b").replace("cpuid", "atomics fphp asimdhp cpuid asimddp")
-PI4 = {
-    "proc/cpuinfo": A72,
-    "proc/device-tree/model": "Raspberry Pi 4 Model B Rev 1.4\0",
-    "proc/meminfo": "MemTotal: 3884452 kB\nMemAvailable: 3100000 kB\nSwapFree: 102396 kB\n",
-    "sys/devices/system/cpu/cpu0/cpufreq/scaling_governor": "ondemand\n",
-    "sys/devices/system/cpu/cpu0/cpufreq/scaling_driver": "cpufreq-dt\n",
-    "sys/devices/system/cpu/cpu0/cpufreq/scaling_cur_freq": "1500000\n",
-    "sys/devices/system/cpu/cpu0/cpufreq/scaling_max_freq": "1800000\n",
-    "sys/devices/platform/soc/soc:firmware/get_throttled": "0\n",
-    "sys/class/thermal/thermal_zone0/temp": "47225\n",
-    "run/systemd/timesync/synchronized": "",
-}
-
-
-def machine(folder: Path, files: dict[str, str], **changes: str | None) -> Host:
-    """A host of ``files`` below ``folder``, a Raspberry Pi with four cores; ``changes`` by the end of a file's name."""
-    for name, text in files.items():
-        end = name.rpartition("/")[2]
-        value = changes.get(end, text)
-        if value is not None:
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            (folder / name).write_text(value)
-    return Host(folder, "aarch64", 64, 4, 4, {"PATH": str(folder / "bin"), "XDG_CACHE_HOME": str(folder)})
-
-
-def subject(host: Host | None = None, bundle: Path | None = None, edge: str | None = None) -> Subject:
-    settings = DiagnosisSettings(str(bundle) if bundle else None, edge, host=host or Host())
-    return Subject(settings, open_bundle)
-
-
-def findings(about: Subject) -> dict[str, Finding]:
-    """What all checks find of a machine and a bundle, by check; ONNX Runtime is not started."""
-    found = [finding for check in CHECKS if check.__name__ != "check_run" for finding in run_check(check, about)]
-    return {finding.check: finding for finding in found}
-
-
-def levels(found: Iterable[Finding]) -> dict[str, str]:
-    return {finding.check: str(finding.level) for finding in found}
-
-
-def reach(edge: str, bundle: Path | None = None, timeout_s: float = 20.0) -> dict[str, Finding]:
-    """What is found on the way to ``edge``."""
-    settings = DiagnosisSettings(str(bundle) if bundle else None, edge, timeout_s=timeout_s)
-    return {finding.check: finding for finding in run_check(check_edge, Subject(settings, open_bundle))}
 
 
 class TestFindings:
@@ -358,203 +297,6 @@ class TestSurvival:
             DiagnosisSettings(edge=edge)
 
 
-class TestBundle:
-    def test_a_whole_one_is_described(self, tmp_path: Path) -> None:
-        manifest = make_bundle(tmp_path / "bundle")
-        found = findings(subject(bundle=tmp_path / "bundle"))
-        assert manifest.bundle_id[:12] in found["bundle"].found
-        assert all(variant.id in found["bundle"].found for variant in VARIANTS)
-        assert found["heads"].found == "fp32 of 2 variants"
-
-    def test_a_damaged_one_names_the_file_and_the_remedy(self, tmp_path: Path) -> None:
-        make_bundle(tmp_path / "bundle")
-        with (tmp_path / "bundle" / "full.onnx").open("r+b") as stream:
-            stream.write(b"\0" * 10)
-        found = findings(subject(bundle=tmp_path / "bundle"))
-        assert found["bundle"].level is Level.PROBLEM
-        assert "full.onnx is damaged" in found["bundle"].found
-        assert found["bundle"].remedy == "copy the bundle again from where it was exported"
-        assert "heads" not in found
-
-    def test_none_at_all_is_a_problem(self, tmp_path: Path) -> None:
-        assert findings(subject(bundle=tmp_path / "none"))["bundle"].level is Level.PROBLEM
-
-    def test_int8_heads_that_were_never_timed_ask_for_it(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-        _with_int8_heads(tmp_path / "bundle")
-        found = findings(subject(bundle=tmp_path / "bundle"))["heads"]
-        assert found.level is Level.WARNING
-        done = command("calibrate", "device", str(tmp_path / "bundle"), "--threads", "1")
-        assert done.returncode == 0, done.stderr
-        assert f"aecnn-deploy calibrate device {tmp_path}/bundle" in str(found.remedy)
-        found = findings(subject(bundle=tmp_path / "bundle"))["heads"]
-        assert (found.level, found.found) == (
-            Level.OK,
-            "fp32, int8 of 2 variants; timed on this machine with threads: 1",
-        )
-
-    def test_int8_by_default_on_a_core_without_the_instructions_is_told(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-        _with_int8_heads(tmp_path / "bundle", default="int8")
-        pi4 = findings(subject(machine(tmp_path / "pi4", PI4), tmp_path / "bundle"))["heads"]
-        assert "by default int8, which this processor has no instructions for" in pi4.found
-        pi5 = findings(subject(machine(tmp_path / "pi5", PI4, cpuinfo=A76), tmp_path / "bundle"))["heads"]
-        assert "no instructions" not in pi5.found
-
-    def test_engines_are_no_business_of_a_machine_without_a_gpu(self, tmp_path: Path) -> None:
-        _with_engines(tmp_path / "bundle")
-        found = findings(subject(bundle=tmp_path / "bundle"))["engines"]
-        assert "tensorrt 10.7.0 on sm75" in found.found
-
-    def test_engines_for_another_gpu_or_release_are_named_with_how_to_add_some(self) -> None:
-        built = [EngineSpec("a", "tensorrt", "10.7.0", ("sm75", "sm86"), "fp16", (1, 1, 8))]
-        assert judge_engines(built, "10.7.0", "sm86", "b").level is Level.OK
-        for version, architecture in (("10.7.1", "sm86"), ("10.7.0", "sm89")):
-            found = judge_engines(built, version, architecture, "b")
-            assert found.level is Level.WARNING
-            assert (
-                found.found == f"built for tensorrt 10.7.0 on sm75+sm86; here is tensorrt {version} on {architecture}"
-            )
-            line, _, _ = str(found.remedy).partition(";")
-            parse(line.removeprefix("aecnn-deploy "))
-
-
-class TestEdge:
-    def test_the_way_to_an_edge_with_this_bundle_is_free(self, tmp_path: Path) -> None:
-        make_bundle(tmp_path / "bundle")
-        make_bundle(tmp_path / "other", seed=1)
-        with serving(tmp_path / "bundle") as edge:
-            found = reach(edge.url.replace("127.0.0.1", "localhost"), tmp_path / "bundle")
-            alone = reach(edge.url)
-            other = reach(edge.url, tmp_path / "other")
-        assert {name: str(each.level) for name, each in found.items()} == dict.fromkeys(
-            ("edge name", "edge port", "edge service", "edge clock", "edge session"), "ok"
-        )
-        assert re.search(r"open: 2 of 2 variants by onnxruntime .*, ping \d+\.\d ms", found["edge session"].found)
-        assert "name the bundle" in alone["edge session"].found
-        ids = [open_bundle(tmp_path / name).id[:12] for name in ("bundle", "other")]
-        assert other["edge service"].found == f"the edge serves bundle {ids[0]}, this machine has {ids[1]}"
-        assert other["edge service"].level is Level.PROBLEM
-        assert "edge session" not in other
-
-    @pytest.mark.parametrize("state", ["loading", "draining"])
-    def test_an_edge_that_is_not_ready_is_told_with_its_state(self, state: str) -> None:
-        with edge_by_hand(state=state) as url:
-            found = reach(url)
-        assert found["edge service"].level is Level.WARNING
-        assert found["edge service"].found.startswith(state)
-
-    def test_an_edge_s_clock_is_compared_with_this_machine_s(self) -> None:
-        with edge_by_hand(ahead=timedelta(hours=2)) as url:
-            found = reach(url)["edge clock"]
-        assert found.level is Level.WARNING
-        assert re.search(r"7,(199|200|201) s behind the edge", found.found)
-
-    @pytest.mark.parametrize(
-        ("code", "remedy"),
-        [
-            (RefusalCode.UNAUTHORIZED, "token"),
-            (RefusalCode.OVERLOADED, "later"),
-            (RefusalCode.BUNDLE_MISMATCH, "one bundle"),
-            (RefusalCode.PROTOCOL, "log"),
-        ],
-    )
-    def test_a_refusal_is_named_with_its_reason_and_its_remedy(
-        self, tmp_path: Path, code: RefusalCode, remedy: str
-    ) -> None:
-        def refuse(connection: ServerConnection) -> None:
-            session = EdgeSession(WireLimits())
-            session.receive(connection.recv())  # type: ignore[arg-type]
-            connection.send(session.refuse(code, "because of this"))
-
-        make_bundle(tmp_path / "bundle")
-        with edge_by_hand(refuse) as url:
-            found = reach(url, tmp_path / "bundle")["edge session"]
-        assert (found.level, found.found) == (Level.PROBLEM, f"refused, {code}: because of this")
-        assert remedy in str(found.remedy)
-
-    def test_a_dead_port_ends_it_with_how_to_start_an_edge(self) -> None:
-        with socket.socket() as taken:
-            taken.bind(("127.0.0.1", 0))  # taken and not listening
-            found = reach(f"ws://127.0.0.1:{taken.getsockname()[1]}")
-        assert levels(found.values()) == {"edge port": "problem"}
-        assert "serve-edge" in str(found["edge port"].remedy)
-
-    def test_a_name_without_an_address_ends_it(self) -> None:
-        found = reach("ws://no-such-host.invalid:8765", timeout_s=5.0)
-        assert levels(found.values()) == {"edge name": "problem"}
-
-    def test_a_port_that_says_nothing_is_given_up(self) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as silent:
-            found = reach(f"ws://127.0.0.1:{silent.getsockname()[1]}", timeout_s=0.5)
-        assert levels(found.values()) == {"edge port": "ok", "edge service": "problem"}
-
-    def test_another_program_s_port_is_told(self, tmp_path: Path) -> None:
-        make_bundle(tmp_path / "bundle")
-        with peer(lambda connection: connection.close()) as url:  # speaks WebSocket, and nothing of ours
-            found = reach(url, tmp_path / "bundle")
-        assert found["edge service"].level is Level.PROBLEM
-
-
-class TestCertificates:
-    @pytest.fixture(scope="class")
-    @classmethod
-    def authority(cls) -> trustme.CA:
-        return trustme.CA()
-
-    @pytest.fixture(autouse=True)
-    def trusting(self, authority: trustme.CA, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
-        monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
-
-    def test_a_good_one_leads_to_a_session(self, authority: trustme.CA, tmp_path: Path) -> None:
-        manifest = make_bundle(tmp_path / "bundle")
-        with edge_by_hand(bundle_id=manifest.bundle_id, tls=certified(authority, "localhost")) as url:
-            found = reach(url, tmp_path / "bundle")
-        assert set(levels(found.values()).values()) == {"ok"}, found
-        assert re.fullmatch(r"TLSv1.\d, certificate of localhost: trusted, \d+ days left", found["tls"].found)
-        assert "edge session" in found
-
-    def test_an_expired_one_is_named(self, authority: trustme.CA) -> None:
-        expired = certified(authority, "localhost", not_after=datetime.now(UTC) - timedelta(days=2))
-        with edge_by_hand(tls=expired) as url:
-            found = reach(url)["tls"]
-        assert found.level is Level.PROBLEM
-        assert "certificate has expired" in found.found
-        assert "renew" in str(found.remedy)
-
-    def test_one_that_ends_soon_is_a_warning(self) -> None:
-        end_s = 1_800_000_000
-        text = time.strftime("%b %d %H:%M:%S %Y GMT", time.gmtime(end_s))
-        assert judge_end(text, end_s - 3 * 86400, "x").level is Level.WARNING
-        assert judge_end(text, end_s - 90 * 86400, "x").level is Level.OK
-        assert judge_end("no date", 0.0, "x").level is Level.OK
-
-    def test_one_for_another_host_is_named(self, authority: trustme.CA) -> None:
-        with edge_by_hand(tls=certified(authority, "edge.example")) as url:
-            found = reach(url)["tls"]
-        assert found.level is Level.PROBLEM
-        assert "Hostname mismatch" in found.found
-        assert "host name" in str(found.remedy)
-
-    def test_one_of_an_unknown_authority_is_named(self) -> None:
-        with edge_by_hand(tls=certified(trustme.CA(), "localhost")) as url:
-            found = reach(url)["tls"]
-        assert found.level is Level.PROBLEM
-        assert "trust the authority" in str(found.remedy)
-
-    def test_tls_on_one_side_only_is_told_with_the_other_scheme(self, authority: trustme.CA) -> None:
-        with edge_by_hand(tls=certified(authority, "localhost")) as url:
-            found = reach(url.replace("wss://", "ws://"))
-            assert "wss://" in str(found["edge service"].remedy)
-        with peer(lambda connection: connection.close()) as url:
-            found = reach(url.replace("ws://", "wss://"))
-        assert found["tls"].level is Level.PROBLEM
-        assert "ws://" in str(found["tls"].remedy)
-
-
 class TestCommand:
     def test_the_document_has_the_keys_of_before_and_the_findings(self, tmp_path: Path) -> None:
         make_bundle(tmp_path / "bundle")
@@ -595,36 +337,3 @@ class TestCommand:
 def _run(words: list[str], **more: str) -> "subprocess.CompletedProcess[str]":
     rest = {name: value for name, value in environment().items() if name != "ORT_DISABLE_TELEMETRY"}
     return subprocess.run(words, capture_output=True, text=True, timeout=60, check=False, env=rest | more)
-
-
-def _changed(out: Path, change: Callable[[VariantSpec, Path], VariantSpec]) -> None:
-    """A tiny bundle with every variant changed, and the files that ``change`` puts below the root it is given."""
-    make_bundle(out)
-    opened = open_bundle(out)
-    with BundleWriter(out, replace=True) as writer:
-        for name in opened.manifest.files:
-            writer.path(name).write_bytes(opened.file(name).read_bytes())
-        variants = tuple(change(spec, writer.root) for spec in opened.manifest.variants)
-        writer.commit_changed(opened.manifest, variants=variants)
-
-
-def _with_int8_heads(out: Path, default: str = "fp32") -> None:
-    """A tiny bundle whose "int8" heads are copies of the others: nothing here looks into them."""
-
-    def change(spec: VariantSpec, root: Path) -> VariantSpec:
-        heads = {"fp32": spec.head, "int8": f"heads/{spec.id}.int8.onnx"}
-        (root / heads["int8"]).write_bytes((root / spec.head).read_bytes())
-        return msgspec.structs.replace(spec, heads=heads, head=heads[default])
-
-    _changed(out, change)
-
-
-def _with_engines(out: Path) -> None:
-    """A tiny bundle that says it has engines."""
-
-    def change(spec: VariantSpec, root: Path) -> VariantSpec:
-        engine = EngineSpec(f"tails/{spec.id}.engine", "tensorrt", "10.7.0", ("sm75",), "fp16", (1, 1, 8))
-        (root / engine.file).write_bytes(b"engine")
-        return msgspec.structs.replace(spec, engines={"tensorrt-sm75": engine})
-
-    _changed(out, change)

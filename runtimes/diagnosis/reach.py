@@ -14,7 +14,7 @@ from aecnn_deploy.runtimes.diagnosis.edge_access import EdgeAccess
 from aecnn_deploy.runtimes.diagnosis.finding import Finding, Level, ok, problem, warning
 from aecnn_deploy.runtimes.diagnosis.subject import Subject
 from aecnn_deploy.runtimes.diagnosis.tls import check_certificate
-from aecnn_deploy.wire import RefusalCode
+from aecnn_deploy.wire import RefusalCode, Welcome
 
 _START = "start 'aecnn-deploy serve-edge BUNDLE --host 0.0.0.0' there, and open its port in the firewall"
 _SLOW_PING_MS = 100.0
@@ -141,30 +141,36 @@ def _session(edge: EdgeAccess, subject: Subject) -> Iterator[Finding]:
             link.measure()
         finally:
             link.close()
-    except SessionRefusedError as exc:
-        remedy = _REFUSALS.get(exc.code, "install the same release on both, and look at the edge's log")
-        yield problem("edge session", f"refused, {exc.code}: {exc.reason}", remedy)
-        return
-    except MissingExtraError as exc:
-        yield problem(
-            "edge session", f"not tried: {exc.module} is not installed", f"pip install 'aecnn-deploy[{exc.extra}]'"
-        )
-        return
-    except EdgeUnreachableError as exc:
-        yield problem("edge session", exc.why, "look at the edge's log; a proxy between must pass WebSockets on")
-        return
     except AecnnError as exc:
-        yield problem("edge session", str(exc), "look at the edge's log")
+        yield _not_greeted(exc)
         return
-    served, mine = len(welcome.variants), len(bundle.manifest.variants)
-    text = f"open: {served} of {mine} variants by {welcome.runner} ({welcome.software})"
-    if link.rate.fixed_ms is None:
-        yield warning("edge session", f"{text}; a ping was not answered", "look at the network between, then try again")
-        return
-    text += f", ping {link.rate.fixed_ms:.1f} ms"
-    if served < mine:
-        yield warning("edge session", text, "run-device with a --variant that the edge serves, or see the edge's log")
-    elif link.rate.fixed_ms > _SLOW_PING_MS:
-        yield warning("edge session", text, "use a cable or a nearer edge: every image waits so long on the link")
-    else:
-        yield ok("edge session", text)
+    yield judge_session(welcome, len(bundle.manifest.variants), link.rate.fixed_ms)
+
+
+def _not_greeted(exc: AecnnError) -> Finding:
+    match exc:
+        case SessionRefusedError():
+            remedy = _REFUSALS.get(exc.code, "install the same release on both, and look at the edge's log")
+            return problem("edge session", f"refused, {exc.code}: {exc.reason}", remedy)
+        case MissingExtraError():
+            missing = f"not tried: {exc.module} is not installed"
+            return problem("edge session", missing, f"pip install 'aecnn-deploy[{exc.extra}]'")
+        case EdgeUnreachableError():
+            remedy = "look at the edge's log; a proxy between must pass WebSockets on"
+            return problem("edge session", exc.why, remedy)
+        case _:
+            return problem("edge session", str(exc), "look at the edge's log")
+
+
+def judge_session(welcome: Welcome, variants: int, ping_ms: float | None) -> Finding:
+    """The finding for an edge's consent to a bundle of ``variants``; ``ping_ms`` None: no ping was answered."""
+    served = len(welcome.variants)
+    text = f"open: {served} of {variants} variants by {welcome.runner} ({welcome.software})"
+    if ping_ms is None:
+        return warning("edge session", f"{text}; a ping was not answered", "look at the network between, and try again")
+    text += f", ping {ping_ms:.1f} ms"
+    if served < variants:
+        return warning("edge session", text, "run-device with a --variant that the edge serves, or see the edge's log")
+    if ping_ms > _SLOW_PING_MS:
+        return warning("edge session", text, "use a cable or a nearer edge: every image waits so long on the link")
+    return ok("edge session", text)
