@@ -23,6 +23,7 @@ AecnnError
 ├── EdgeUnreachableError     no edge answers at this address
 │   └── LinkLostError        the connection to it ended before an answer came
 ├── ServeError               the edge cannot start (a port in use, no runner)
+├── UnitError                a systemd unit cannot be installed
 ├── RunnerError              a model file cannot be loaded or run
 │   └── EngineMismatchError  an engine was built for another product, version or GPU
 └── SourceError              a source of images cannot be read
@@ -193,6 +194,10 @@ class LinkLostError(EdgeUnreachableError):
 
 class ServeError(AecnnError):
     """The edge cannot start."""
+
+
+class UnitError(AecnnError):
+    """A systemd unit cannot be installed."""
 
 
 class RunnerError(AecnnError):

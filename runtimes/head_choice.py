@@ -112,6 +112,22 @@ def read_profile(bundle_id: str, threads: int) -> DeviceProfile | None:
     return profile
 
 
+def profiled_threads(bundle_id: str, onnxruntime: str) -> list[int]:
+    """For which counts of threads the heads were timed on this machine with the release ``onnxruntime``.
+
+    It is not imported. 0 stands for every core. A profile that cannot be read counts as none.
+    """
+    found = []
+    for path in sorted(_profile_path(bundle_id, 0).parent.glob(_profile_name(bundle_id, "*"))):
+        try:
+            profile = msgspec.json.decode(path.read_bytes(), type=DeviceProfile)
+        except (OSError, msgspec.DecodeError, msgspec.ValidationError):
+            continue
+        if (profile.format, profile.machine, profile.onnxruntime) == (_FORMAT, describe_processor(), onnxruntime):
+            found.append(profile.threads)
+    return sorted(found)
+
+
 def choose_head(bundle: Bundle, spec: VariantSpec, wanted: str = AUTO, *, threads: int = 0) -> tuple[str, str]:
     """The precision and the file of the head to run.
 
@@ -161,6 +177,10 @@ def _version() -> str:
 
 def _profile_path(bundle_id: str, threads: int) -> Path:
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "aecnn-deploy" / "devices"
+    return cache / _profile_name(bundle_id, str(threads))
+
+
+def _profile_name(bundle_id: str, threads: str) -> str:
     # One file a machine too: homes are shared over networks.
     host = hashlib.sha256(describe_processor().encode()).hexdigest()[:8]
-    return cache / f"{bundle_id[:32]}-{host}-t{threads}.json"
+    return f"{bundle_id[:32]}-{host}-t{threads}.json"

@@ -260,10 +260,17 @@ def test_int8_heads_give_the_same_planes_to_the_bit_on_every_processor(installed
             np.testing.assert_array_equal(there[name], planes, err_msg=f"{name} on {other}")
 
 
-def test_doctor_finds_a_device(installed: Path) -> None:
-    done = on_arm64(installed, "-m", "aecnn_deploy", "doctor", "--json")
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert json.loads(done.stdout)
+def test_doctor_finds_a_device_and_its_way_to_an_edge_here(installed: Path) -> None:
+    name = "zoo:caltech101-lite0"
+    with serving(open_bundle(zoo_bundle(name)).path) as edge:
+        words = ("-m", "aecnn_deploy", "doctor", name, "--edge", edge.url, "--json")
+        done = on_arm64(installed, *words)
+    assert done.returncode == 0, done.stderr[-2000:] + done.stdout
+    found = {each["check"]: each for each in json.loads(done.stdout)["findings"]}
+    assert found["userland"]["found"] == "64-bit Python on aarch64"
+    assert "NEON" in found["cpu"]["found"]
+    assert {found[check]["level"] for check in ("onnxruntime", "onnxruntime run", "bundle", "edge service")} == {"ok"}
+    assert found["edge session"]["found"].startswith("open: 4 of 4 variants")  # the ping of an emulator may be slow
 
 
 def test_a_device_there_and_an_edge_here_name_what_two_halves_here_name(installed: Path) -> None:

@@ -176,7 +176,11 @@ def test_an_edge_logs_refusals_and_requests_as_json(bundle: Bundle) -> None:
         post(edge, b"no image")
         status, errors = edge.stop()
     assert status == 0
-    refusal, ok, failed, closed, posted = [json.loads(line) for line in errors.splitlines()]
+    records = [json.loads(line) for line in errors.splitlines()]
+    loaded, refusal, ok, failed, closed, posted = [
+        one for one in records if not one["message"].startswith("loaded full")
+    ]
+    assert loaded["message"].startswith(f"loaded {spec.id} on onnxruntime in ")
     assert (refusal["level"], refusal["code"], refusal["device"]) == ("warning", "bundle-mismatch", "other one")
     assert (ok["logger"], ok["level"], ok["outcome"]) == ("aecnn_deploy.edge.requests", "debug", "ok")
     assert (ok["device"], ok["variant"], ok["batch"]) == ("door", spec.id, 1)
@@ -195,9 +199,10 @@ def test_with_json_the_line_that_it_serves_is_a_record_too(bundle: Bundle) -> No
     arguments = ["serve-edge", str(bundle.path), "--port", "0", "--no-build", "--threads", "1", "--log-format", "json"]
     with subprocess.Popen([*COMMAND, *arguments], stderr=subprocess.PIPE, text=True, env=environment()) as process:
         assert process.stderr is not None
-        document = json.loads(process.stderr.readline())
+        loaded, document = (json.loads(process.stderr.readline()) for _ in range(2))
         process.send_signal(signal.SIGTERM)
         assert process.wait(20) == 0
+    assert loaded["message"].startswith("loaded ")
     assert document["level"] == "info"
     assert document["message"].startswith(f"serving bundle {bundle.id[:12]} at ws://127.0.0.1:")
 

@@ -40,6 +40,11 @@ DATA = {
     "aecnn_deploy/models/caltech101_imagenet.json",
     "aecnn_deploy/reports/page.css",
     "aecnn_deploy/reports/paper_table1.json",
+    "aecnn_deploy/runtimes/diagnosis/probe.onnx",
+    "aecnn_deploy/systemd/aecnn-device.service",
+    "aecnn_deploy/systemd/aecnn-edge.service",
+    "aecnn_deploy/systemd/device.env.example",
+    "aecnn_deploy/systemd/edge.env.example",
     "aecnn_deploy/runtimes/status_page.html",
     "aecnn_deploy/zoo/caltech101-lite0.tar.zst",
 }

@@ -1,74 +1,86 @@
-"""``aecnn-deploy doctor``: what this machine can do, and what is missing for the rest."""
+"""``aecnn-deploy doctor``: what this machine can do, what is in the way, and what to do about it."""
 
-import importlib.metadata
-import os
-import platform
 import textwrap
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from aecnn_deploy import __version__
 from aecnn_deploy.cli.console import print_json
-from aecnn_deploy.runtimes.tensorrt_probe import PRODUCTS, usable
 
-# extra -> (what it is for, the distributions that make it)
-_EXTRAS: dict[str, tuple[str, tuple[str, ...]]] = {
-    "device": ("run-device", ("onnxruntime", "pyjpegls", "websockets")),
-    "video": ("run-device: video files, cameras, streams", ("av",)),
-    "edge": ("serve-edge", ("onnxruntime", "prometheus-client", "pyjpegls", "starlette", "uvicorn", "websockets")),
-    "train": ("train, evaluate, export", ("onnx", "onnxscript", "safetensors", "timm", "torch", "torchvision")),
-    "demo": ("demo", ("scikit-image", "scikit-learn")),
-    "tensorrt-rtx": ("export --engine tensorrt-rtx", ("tensorrt-rtx",)),
-    "tensorrt": ("export --engine tensorrt", ("tensorrt",)),
-    "cuda": ("serve-edge on a GPU", ("pycuda",)),
-}
+if TYPE_CHECKING:
+    from aecnn_deploy.runtimes.diagnosis.checks import Diagnosis
+
+_COLUMNS = 80
+_INDENT = " " * 26
 
 
 def register(app: typer.Typer) -> None:
     """Add the command to ``app``."""
-    app.command("doctor", epilog="Example: aecnn-deploy doctor")(doctor)
+    app.command("doctor", epilog="Example: aecnn-deploy doctor bundle --edge ws://192.168.1.20:8765")(doctor)
 
 
-def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False) -> None:
-    """Say what is installed, what this machine can do, and how to get the rest."""
-    document = examine()
-    if as_json:
-        print_json(document)
-        return
-    typer.echo(
-        f"aecnn-deploy {__version__}, Python {document['python']}, {document['machine']}, {document['cpus']} CPUs"
+def doctor(
+    bundle: Annotated[
+        str | None, typer.Argument(help="A bundle to check too: a folder, a .tar.zst of one, or zoo:NAME.")
+    ] = None,
+    edge: Annotated[
+        str | None, typer.Option(help="An edge to reach: ws://HOST:PORT, wss://, http:// or https://.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """Examine this machine, a bundle and the way to an edge; each finding comes with its remedy.
+
+    Nothing is changed. Exit status 1: at least one problem; warnings alone are 0.
+    """
+    import msgspec
+
+    from aecnn_deploy.bundle.reader import open_bundle
+    from aecnn_deploy.runtimes.diagnosis.checks import diagnose
+    from aecnn_deploy.runtimes.diagnosis.finding import Level
+    from aecnn_deploy.runtimes.diagnosis.subject import DiagnosisSettings
+    from aecnn_deploy.zoo import PREFIX, zoo_bundle
+
+    diagnosis = diagnose(
+        DiagnosisSettings(bundle=bundle, edge=edge),
+        lambda name: open_bundle(zoo_bundle(name) if name.startswith(PREFIX) else name),
     )
-    for name, extra in document["extras"].items():
-        if extra["missing"]:
-            typer.echo(f"  --  {name:<13} {extra['for']}: pip install 'aecnn-deploy[{name}]'")
+    if as_json:
+        print_json(msgspec.to_builtins(diagnosis))
+    else:
+        _echo(diagnosis)
+    raise typer.Exit(1 if diagnosis.count(Level.PROBLEM) else 0)
+
+
+def _echo(diagnosis: "Diagnosis") -> None:
+    from aecnn_deploy.runtimes.diagnosis.finding import Level
+
+    typer.echo(
+        f"aecnn-deploy {diagnosis.version}, Python {diagnosis.python}, {diagnosis.machine}, {diagnosis.cpus} CPUs"
+    )
+    for finding in diagnosis.findings:
+        _echo_wrapped(f"{finding.level:<8}  {finding.check:<16}", finding.found)
+        if finding.remedy:
+            _echo_wrapped(f"{'':<8}  {'':>10}remedy", finding.remedy)
+    typer.echo("extras")
+    for name, extra in diagnosis.extras.items():
+        if extra.missing:
+            typer.echo(f"  --  {name:<13} {extra.purpose}")
+            typer.echo(f"      {'':<13} pip install 'aecnn-deploy[{name}]'")
         else:
-            typer.echo(f"  ok  {name:<13} {extra['for']}")
-    for name, reason in document["gpu_runners"].items():
+            typer.echo(f"  ok  {name:<13} {extra.purpose}")
+    for name, reason in diagnosis.gpu_runners.items():
         typer.echo(f"  {'--' if reason else 'ok'}  {name} runner")
         if reason:
             typer.echo(textwrap.fill(reason, 78, initial_indent=" " * 6, subsequent_indent=" " * 6))
+    typer.echo(", ".join(_counted(diagnosis.count(level), level) for level in (Level.PROBLEM, Level.WARNING)))
 
 
-def examine() -> dict[str, Any]:
-    """The document that ``doctor --json`` prints."""
-    extras = {}
-    for name, (purpose, distributions) in _EXTRAS.items():
-        versions = {distribution: _version(distribution) for distribution in distributions}
-        missing = [distribution for distribution, version in versions.items() if version is None]
-        extras[name] = {"for": purpose, "versions": versions, "missing": missing}
-    return {
-        "version": __version__,
-        "python": platform.python_version(),
-        "machine": f"{platform.system()} {platform.machine()}",
-        "cpus": os.cpu_count(),
-        "extras": extras,
-        "gpu_runners": {product: usable(product) for product in PRODUCTS},
-    }
+def _echo_wrapped(label: str, text: str) -> None:
+    """The text beside its label, in lines of 80 columns; a long word (a path, a command) is not cut."""
+    lines = textwrap.wrap(text, _COLUMNS - len(_INDENT) - 1, break_long_words=False, break_on_hyphens=False)
+    for number, line in enumerate(lines or [""]):
+        typer.echo(f"{_INDENT if number else f'{label:<{len(_INDENT)}}'} {line}")
 
 
-def _version(distribution: str) -> str | None:
-    try:
-        return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return None
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}" if count == 1 else f"{count or 'no'} {what}s"

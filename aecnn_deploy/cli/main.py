@@ -6,7 +6,19 @@ from typing import Annotated
 import typer
 
 from aecnn_deploy import __version__
-from aecnn_deploy.cli import bench, bundle, calibrate, demo, doctor, export, report, run_device, serve_edge, train
+from aecnn_deploy.cli import (
+    bench,
+    bundle,
+    calibrate,
+    demo,
+    doctor,
+    export,
+    install_unit,
+    report,
+    run_device,
+    serve_edge,
+    train,
+)
 from aecnn_deploy.cli.console import say
 from aecnn_deploy.errors import AecnnError, SettingsError
 
@@ -19,7 +31,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-for command in (train, report, export, calibrate, bundle, serve_edge, run_device, bench, demo, doctor):
+for command in (train, report, export, calibrate, bundle, serve_edge, run_device, bench, demo, doctor, install_unit):
     command.register(app)
 
 

@@ -73,8 +73,10 @@ def serve_edge(
     from aecnn_deploy.runtimes.edge_server import ReadyEdge, serve
     from aecnn_deploy.runtimes.edge_settings import EdgeSettings
     from aecnn_deploy.runtimes.log_lines import JSON, LogSettings, configure_logging
+    from aecnn_deploy.systemd.notify import READY, notify
 
     def ready(edge: ReadyEdge) -> None:
+        notify(READY, f"STATUS=serving {len(edge.variants)} variants of bundle {edge.bundle_id[:12]}")
         if as_json:
             sys.stdout.write(msgspec.json.encode(edge).decode() + "\n")
             sys.stdout.flush()
@@ -82,9 +84,7 @@ def serve_edge(
             loaded = ", ".join(f"{name} ({target})" for name, target in edge.targets.items()) or "nothing loaded"
             others = len(edge.variants) - len(edge.targets)
             rest = f"; {others} more at their first use" if others else ""
-            text = (
-                f"serving bundle {edge.bundle_id[:12]} at {edge.url}: {loaded}{rest}; Ctrl-C stops"
-            )
+            text = f"serving bundle {edge.bundle_id[:12]} at {edge.url}: {loaded}{rest}; Ctrl-C stops"
             if log_format == JSON:
                 logging.getLogger("aecnn_deploy.edge").info(text)
             else:
