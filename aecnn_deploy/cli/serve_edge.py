@@ -11,6 +11,22 @@ import typer
 
 from aecnn_deploy.cli.bundle_argument import BundleArgument, open_named
 from aecnn_deploy.cli.console import say
+from aecnn_deploy.cli.guard_options import (
+    ClientCaOption,
+    HandshakeOption,
+    IdleOption,
+    MessageOption,
+    OpenStatusOption,
+    PeerBurstOption,
+    PeerBytesOption,
+    PeerConnectionsOption,
+    PeerInFlightOption,
+    TlsCertOption,
+    TlsKeyOption,
+    TokenFileOption,
+    UnreadOption,
+    guard_settings,
+)
 
 EXAMPLE = "Example: aecnn-deploy serve-edge bundle --host 0.0.0.0 --port 8765"
 
@@ -44,6 +60,19 @@ def serve_edge(
         int, typer.Option(help="Bytes of a device's last planes that are kept for differences; 0: none.")
     ] = 1 << 19,
     drain_s: Annotated[float, typer.Option(help="Seconds that requests in flight get after Ctrl-C.")] = 10.0,
+    tls_cert: TlsCertOption = None,
+    tls_key: TlsKeyOption = None,
+    client_ca: ClientCaOption = None,
+    token_file: TokenFileOption = None,
+    open_status: OpenStatusOption = False,
+    peer_connections: PeerConnectionsOption = 64,
+    peer_bytes_per_s: PeerBytesOption = 64 << 20,
+    peer_burst_bytes: PeerBurstOption = 32 << 20,
+    peer_in_flight: PeerInFlightOption = 64,
+    idle_s: IdleOption = 300.0,
+    handshake_s: HandshakeOption = 10.0,
+    message_s: MessageOption = 30.0,
+    unread_s: UnreadOption = 10.0,
     as_json: Annotated[bool, typer.Option("--json", help="Say that it is ready as one JSON line on stdout.")] = False,
 ) -> None:
     """Serve a bundle's tails to devices, and its unsplit model to anyone who posts an image.
@@ -71,6 +100,12 @@ def serve_edge(
         max_in_flight=max_in_flight,
         max_reference_bytes=reference_bytes,
         drain_s=drain_s,
+        guard=guard_settings(
+            (tls_cert, tls_key, client_ca, token_file),
+            (peer_connections, peer_bytes_per_s, peer_burst_bytes, peer_in_flight),
+            (idle_s, handshake_s, message_s, unread_s),
+            open_status=open_status,
+        ),
     )
     _log_to_stderr()
     end = serve(open_named(bundle), settings, ready)
