@@ -21,7 +21,7 @@ from aecnn_deploy.errors import (
 from aecnn_deploy.optional import require
 from aecnn_deploy.runtimes.coder_choice import LinkRate
 from aecnn_deploy.runtimes.credentials import Credentials
-from aecnn_deploy.runtimes.handshake import refusal_of, why_unreachable
+from aecnn_deploy.runtimes.handshake import refusal_of, unreachable
 from aecnn_deploy.wire import (
     HEADER_BYTES,
     DeviceEvent,
@@ -170,14 +170,14 @@ class EdgeLink:
         try:
             connection = client.connect(
                 self.url,
+                ssl=self._credentials.ssl_context(self.url),
+                additional_headers=self._credentials.headers(),
                 sock=self._socket(),
                 compression=None,  # planes are coded already
                 open_timeout=self._timeout_s,
                 close_timeout=_CLOSE_S,
                 max_size=HEADER_BYTES + self._limits.max_control_bytes,
                 logger=logger,
-                ssl=self._credentials.ssl_context(self.url),
-                additional_headers=self._credentials.headers(),
             )
             self._connection = self._stack.enter_context(connection)
             self._send(self._session.start())
@@ -186,9 +186,7 @@ class EdgeLink:
             raise refusal_of(self.url, exc.response.status_code, exc.response.body or b"") from None
         except (WebSocketException, EOFError, AssertionError, OSError) as exc:  # TLS's and TimeoutError included
             # AssertionError: websockets' own, from a peer that talks before it was asked.
-            raise EdgeUnreachableError(
-                self.url, why_unreachable(self.url, exc, self._timeout_s, self._credentials)
-            ) from None
+            raise unreachable(self.url, exc, self._timeout_s, self._credentials) from None
         except (CredentialsError, WireError) as exc:  # a file that was good when the link was made
             raise EdgeUnreachableError(self.url, str(exc)) from None
         match events[0]:

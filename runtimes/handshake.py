@@ -43,7 +43,7 @@ def refusal_of(url: str, status: int, body: bytes | bytearray) -> AecnnError:
 
 
 def unreachable(url: str, exc: Exception, timeout_s: float, credentials: Credentials) -> EdgeUnreachableError:
-    """The error of a handshake with ``url`` that ``exc`` ended after ``timeout_s`` at most, in TCP, TLS or WebSocket."""
+    """The error of a handshake with ``url`` that ``exc`` ended: of TCP, of TLS, or of what is no WebSocket."""
     parts = urlsplit(url)
     host = parts.hostname or url
     if isinstance(exc, ssl.SSLError) and not isinstance(exc, ssl.SSLEOFError):

@@ -48,7 +48,7 @@ _ALERTS = {  # by a part of OpenSSL's name of the error
     "RECORD_LAYER_FAILURE": _NO_TLS,
     "PACKET_LENGTH_TOO_LONG": _NO_TLS,
     "HTTP_REQUEST": _NO_TLS,
-    "UNEXPECTED_EOF_WHILE_READING": "it ended the TLS handshake; does that port speak TLS?",
+    "UNEXPECTED_EOF_WHILE_READING": "it ended the TLS handshake without a word; if it has no certificate, give --edge ws://…",
 }
 
 
