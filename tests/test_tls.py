@@ -6,6 +6,7 @@ import re
 import shutil
 import socket
 import ssl
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -19,7 +20,7 @@ from aecnn_deploy.errors import CredentialsError, EdgeUnreachableError, Settings
 from aecnn_deploy.runtimes.credentials import Credentials
 from aecnn_deploy.runtimes.device_link import EdgeLink
 from aecnn_deploy.runtimes.edge_gate import GuardSettings
-from aecnn_deploy.runtimes.tls import EdgeTls, device_context, edge_context
+from aecnn_deploy.runtimes.tls import EdgeTls, common_name, device_context, edge_context
 from aecnn_deploy.wire import Hello, WireLimits
 from tests.bundles import Edge, command, make_bundle, make_photos, one_line, serving
 from tests.certificates import DAY, Authority, Pair
@@ -293,6 +294,29 @@ class TestFilesOfTheEdge:
         now_s[0] = 6.0
         assert running.context() is not before
         assert "again: it holds until" in caplog.messages[-1]
+
+
+class TestDocumentation:
+    @pytest.mark.skipif(shutil.which("openssl") is None or shutil.which("bash") is None, reason="needs openssl")
+    def test_its_commands_make_a_site_that_works(self, tmp_path: Path) -> None:
+        text = (Path(__file__).resolve().parents[1] / "docs" / "security.md").read_text()
+        commands = [block for block in re.findall(r"```\n(.*?)```", text, re.DOTALL) if block.startswith("openssl req")]
+        assert len(commands) == 3
+        subprocess.run(["bash", "-ec", "\n".join(commands)], cwd=tmp_path, check=True, capture_output=True, timeout=60)
+        own = {
+            name: tmp_path / name for name in ("edge.pem", "edge.key", "site-ca.pem", "camera-1.pem", "camera-1.key")
+        }
+        server, validity = edge_context(own["edge.pem"], own["edge.key"], own["site-ca.pem"])
+        assert validity.ends > datetime.now(UTC) + timedelta(days=360)
+        client = device_context(own["site-ca.pem"], own["camera-1.pem"], own["camera-1.key"])
+        client.verify_flags |= ssl.VERIFY_X509_STRICT  # newer Pythons' default
+        to_edge, to_device = ssl.MemoryBIO(), ssl.MemoryBIO()
+        device_end = client.wrap_bio(to_device, to_edge, server_hostname="edge.site")
+        edge_end = server.wrap_bio(to_edge, to_device, server_side=True)
+        for end in (device_end, edge_end, device_end, edge_end):
+            with suppress(ssl.SSLWantReadError):
+                end.do_handshake()
+        assert common_name(edge_end.getpeercert()) == "camera-1"
 
 
 class TestFilesOfADevice:

@@ -206,8 +206,8 @@ class TestEdge:
 
     @pytest.mark.parametrize("token", [None, "not-the-right-token"])
     def test_a_stream_without_a_token_is_refused_at_the_handshake(self, edge: Edge, token: str | None) -> None:
-        with pytest.raises(InvalidStatus) as caught:
-            open_stream(edge, token).close()
+        with pytest.raises(InvalidStatus) as caught, open_stream(edge, token):
+            pass
         response = caught.value.response
         assert response.status_code == 401
         assert json.loads(response.body or b"")["error"]["code"] == "unauthorized"
@@ -220,8 +220,11 @@ class TestEdge:
         answer = connection.getresponse()
         assert (answer.status, json.loads(answer.read())["error"]["code"]) == (403, "cross-site")
         connection.close()
-        with pytest.raises(InvalidStatus) as caught:
-            connect(edge.url + "/v1/stream", additional_headers=headers, proxy=None).close()
+        with (
+            pytest.raises(InvalidStatus) as caught,
+            connect(edge.url + "/v1/stream", additional_headers=headers, proxy=None),
+        ):
+            pass
         assert caught.value.response.status_code == 403
 
     def test_refusals_are_counted_by_reason_and_logged_without_the_token(self, place: Path) -> None:
@@ -252,14 +255,14 @@ class TestEdge:
                 staying.send(session.start())
                 (event,) = session.receive(staying.recv(timeout=10))  # type: ignore[arg-type]
                 assert isinstance(event, Welcomed)
-            with pytest.raises(InvalidStatus):
-                open_stream(edge, SECRET).close()
+            with pytest.raises(InvalidStatus), open_stream(edge, SECRET):
+                pass
             write(path, f"a {SECRET}\nb {OTHER}")
             end_s = time.monotonic() + 10
             while True:
                 try:
-                    open_stream(edge, SECRET).close()
-                    break
+                    with open_stream(edge, SECRET):
+                        break
                 except InvalidStatus:
                     assert time.monotonic() < end_s
                     time.sleep(0.1)
