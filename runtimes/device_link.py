@@ -80,7 +80,8 @@ class EdgeLink:
     """One device's link; one request at a time, from one thread. ``welcome`` is the open session's.
 
     Every wait is at most ``timeout_s``. A link that is down is tried again with growing pauses between the attempts,
-    and what is asked in a pause fails at once: a dead edge cannot hold up a folder of images.
+    and what is asked in a pause fails at once: a dead edge cannot hold up a folder of images. Raises, when it is made,
+    SettingsError: the address, a time or options that do not go with it; CredentialsError: a file cannot be used.
     """
 
     def __init__(

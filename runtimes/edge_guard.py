@@ -2,6 +2,7 @@
 
 import base64
 import binascii
+import contextlib
 import logging
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
@@ -123,8 +124,11 @@ def _presented(authorization: str) -> str:
 def _check_site(headers: dict[str, str], is_page: bool) -> None:
     """A browser sends a password that it knows along with what any other site asks of it. Raises _Refusal."""
     origin = headers.get("origin")
-    if origin is None or is_page or urlsplit(origin).netloc.lower() == headers.get("host", "").lower():
+    if origin is None or is_page:
         return
+    with contextlib.suppress(ValueError):  # no address at all
+        if urlsplit(origin).netloc.lower() == headers.get("host", "").lower():
+            return
     raise _Refusal(403, CROSS_SITE, CROSS_SITE, "a page of another site asked; ask without a browser")
 
 

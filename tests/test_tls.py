@@ -10,11 +10,13 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from websockets.exceptions import InvalidStatus
+from websockets.sync.client import connect
 
 from aecnn_deploy.errors import CredentialsError, EdgeUnreachableError, SettingsError
 from aecnn_deploy.runtimes.credentials import Credentials
@@ -54,7 +56,8 @@ def edge(place: Path, site: Authority) -> Iterator[Edge]:
 
 @pytest.fixture(scope="module")
 def mutual(place: Path, site: Authority) -> Iterator[Edge]:
-    with serving(place / "bundle", *tls(site.issue("mutual")), "--client-ca", str(site.ca)) as running:
+    limit = ("--peer-connections", "3")
+    with serving(place / "bundle", *tls(site.issue("mutual")), "--client-ca", str(site.ca), *limit) as running:
         yield running
 
 
@@ -168,6 +171,18 @@ class TestMutual:
     def test_a_device_with_a_certificate_is_served(self, place: Path, site: Authority, mutual: Edge) -> None:
         own = site.issue("camera-7")
         served(place, mutual.url, "--ca", site.ca, "--cert", own.cert, "--key", own.key)
+
+    def test_a_peer_has_the_name_of_its_certificate(self, site: Authority, mutual: Edge) -> None:
+        own = site.issue("camera-6")
+        context = device_context(site.ca, own.cert, own.key)
+        with ExitStack() as stack:
+            for _ in range(3):
+                stack.enter_context(connect(mutual.url + "/v1/stream", ssl=context, proxy=None))
+            fourth = connect(mutual.url + "/v1/stream", ssl=context, proxy=None)
+            with pytest.raises(InvalidStatus) as caught:
+                stack.enter_context(fourth)
+        reason = json.loads(caught.value.response.body or b"")["error"]["reason"]
+        assert reason == "the certificate camera-6 has 3 connections, the limit; close some"
 
     @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
     def test_a_device_without_one_hears_that_it_needs_one(
@@ -303,12 +318,10 @@ class TestDocumentation:
         commands = [block for block in re.findall(r"```\n(.*?)```", text, re.DOTALL) if block.startswith("openssl req")]
         assert len(commands) == 3
         subprocess.run(["bash", "-ec", "\n".join(commands)], cwd=tmp_path, check=True, capture_output=True, timeout=60)
-        own = {
-            name: tmp_path / name for name in ("edge.pem", "edge.key", "site-ca.pem", "camera-1.pem", "camera-1.key")
-        }
-        server, validity = edge_context(own["edge.pem"], own["edge.key"], own["site-ca.pem"])
+        ca = tmp_path / "site-ca.pem"
+        server, validity = edge_context(tmp_path / "edge.pem", tmp_path / "edge.key", ca)
         assert validity.ends > datetime.now(UTC) + timedelta(days=360)
-        client = device_context(own["site-ca.pem"], own["camera-1.pem"], own["camera-1.key"])
+        client = device_context(ca, tmp_path / "camera-1.pem", tmp_path / "camera-1.key")
         client.verify_flags |= ssl.VERIFY_X509_STRICT  # newer Pythons' default
         to_edge, to_device = ssl.MemoryBIO(), ssl.MemoryBIO()
         device_end = client.wrap_bio(to_device, to_edge, server_hostname="edge.site")

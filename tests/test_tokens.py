@@ -213,9 +213,10 @@ class TestEdge:
         assert json.loads(response.body or b"")["error"]["code"] == "unauthorized"
         assert response.headers["WWW-Authenticate"].startswith("Bearer ")
 
-    def test_a_page_of_another_site_cannot_use_a_browser_s_password(self, edge: Edge) -> None:
+    @pytest.mark.parametrize("origin", ["https://elsewhere.example", "null", "http://[", "http://127.0.0.1:1"])
+    def test_a_page_of_another_site_cannot_use_a_browser_s_password(self, edge: Edge, origin: str) -> None:
         connection = http.client.HTTPConnection("127.0.0.1", edge.port, timeout=10)
-        headers = {"Authorization": basic(SECRET), "Origin": "https://elsewhere.example"}
+        headers = {"Authorization": basic(SECRET), "Origin": origin}
         connection.request("POST", "/v1/classify", body=b"x", headers=headers)
         answer = connection.getresponse()
         assert (answer.status, json.loads(answer.read())["error"]["code"]) == (403, "cross-site")
@@ -226,6 +227,11 @@ class TestEdge:
         ):
             pass
         assert caught.value.response.status_code == 403
+
+    def test_a_page_of_the_edge_itself_may_ask(self, edge: Edge) -> None:
+        headers = {"Authorization": basic(SECRET), "Origin": edge.http}
+        with connect(edge.url + "/v1/stream", additional_headers=headers, proxy=None) as stream:
+            assert stream.ping().wait(10)
 
     def test_refusals_are_counted_by_reason_and_logged_without_the_token(self, place: Path) -> None:
         with serving(place / "bundle", "--token-file", str(place / "tokens"), "--open-status") as edge:
