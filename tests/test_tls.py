@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -178,9 +179,9 @@ class TestMutual:
         with ExitStack() as stack:
             for _ in range(3):
                 stack.enter_context(connect(mutual.url + "/v1/stream", ssl=context, proxy=None))
-            fourth = connect(mutual.url + "/v1/stream", ssl=context, proxy=None)
-            with pytest.raises(InvalidStatus) as caught:
-                stack.enter_context(fourth)
+            fourth = partial(connect, mutual.url + "/v1/stream", ssl=context, proxy=None)
+            with pytest.raises(InvalidStatus) as caught, fourth():
+                pass
         reason = json.loads(caught.value.response.body or b"")["error"]["reason"]
         assert reason == "the certificate camera-6 has 3 connections, the limit; close some"
 
