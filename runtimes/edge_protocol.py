@@ -130,6 +130,7 @@ class EdgeHttp(_ReadInTime, H11Protocol):
     def handle_websocket_upgrade(self, event: Any) -> None:
         self._upgraded = True
         self._stop_handshake_timer()
+        self._stop_unread_timer()  # what it waits for, the WebSocket hears of
         super().handle_websocket_upgrade(event)
 
     def shutdown(self) -> None:
