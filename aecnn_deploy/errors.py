@@ -22,6 +22,7 @@ AecnnError
 ├── RequestFailedError       the edge answered one request with a named failure
 ├── EdgeUnreachableError     no edge answers at this address
 │   └── LinkLostError        the connection to it ended before an answer came
+├── CredentialsError         a certificate, a key or a token file cannot be used
 ├── ServeError               the edge cannot start (a port in use, no runner)
 ├── UnitError                a systemd unit cannot be installed
 ├── RunnerError              a model file cannot be loaded or run
@@ -183,13 +184,17 @@ class RequestFailedError(AecnnError):
 class EdgeUnreachableError(AecnnError):
     """No edge answers at this address."""
 
-    def __init__(self, url: str, why: str) -> None:
+    def __init__(self, url: str, why: str, remedy: str = "is 'aecnn-deploy serve-edge' running there?") -> None:
         self.url, self.why = url, why
-        super().__init__(f"cannot reach the edge at {url}: {why}; is 'aecnn-deploy serve-edge' running there?")
+        super().__init__(f"cannot reach the edge at {url}: {why}" + (f"; {remedy}" if remedy else ""))
 
 
 class LinkLostError(EdgeUnreachableError):
     """The connection to the edge ended before an answer came."""
+
+
+class CredentialsError(AecnnError):
+    """A certificate, a key or a token file cannot be used."""
 
 
 class ServeError(AecnnError):

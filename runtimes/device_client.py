@@ -14,6 +14,7 @@ from aecnn_deploy import __version__
 from aecnn_deploy.bundle.reader import Bundle
 from aecnn_deploy.codec import DEFAULT_LEVEL, coder_names, delta_names
 from aecnn_deploy.errors import AecnnError, BundleError, RequestFailedError, SettingsError
+from aecnn_deploy.runtimes.credentials import Credentials
 from aecnn_deploy.runtimes.device_link import EdgeLink
 from aecnn_deploy.runtimes.frames import read_frame
 from aecnn_deploy.runtimes.head_choice import AUTO, check_precision, choose_head
@@ -40,6 +41,7 @@ class DeviceSettings:
     deadline_ms: float | None = None  # for each image, from its file to its label
     timeout_s: float = 10.0  # for each wait for the edge
     name: str | None = None  # what the edge's status page calls this device; None: the host's name
+    credentials: Credentials = field(default_factory=Credentials)
     limits: WireLimits = field(default_factory=WireLimits)
 
     def __post_init__(self) -> None:
@@ -140,6 +142,7 @@ class Device:
             timeout_s=settings.timeout_s,
             limits=settings.limits,
             session_trace=self._tracer.session,
+            credentials=settings.credentials,
         )
         self._stream = PlaneStream(bundle, self.variant, self._link, coder=settings.coder, level=settings.zstd_level)
 

@@ -13,6 +13,7 @@ import msgspec
 
 from aecnn_deploy.codec import EncodedPlanes
 from aecnn_deploy.errors import (
+    CredentialsError,
     EdgeUnreachableError,
     LinkLostError,
     RequestFailedError,
@@ -22,6 +23,8 @@ from aecnn_deploy.errors import (
 )
 from aecnn_deploy.optional import require
 from aecnn_deploy.runtimes.coder_choice import LinkRate
+from aecnn_deploy.runtimes.credentials import Credentials
+from aecnn_deploy.runtimes.handshake import refusal_of, unreachable
 from aecnn_deploy.wire import (
     HEADER_BYTES,
     DeviceEvent,
@@ -29,6 +32,7 @@ from aecnn_deploy.wire import (
     FailureReceived,
     GoodbyeReceived,
     Hello,
+    RefusalCode,
     RefusedByEdge,
     Result,
     ResultReceived,
@@ -47,6 +51,7 @@ _SCHEMES = {"ws": "ws", "wss": "wss", "http": "ws", "https": "wss"}
 _CLOSE_S = 1.0
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.25, 15.0
 _PINGS = 3
+_NOTHING = Credentials()
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +83,8 @@ class EdgeLink:
     """One device's link; one request at a time, from one thread. ``welcome`` is the open session's.
 
     Every wait is at most ``timeout_s``. A link that is down is tried again with growing pauses between the attempts,
-    and what is asked in a pause fails at once: a dead edge cannot hold up a folder of images.
+    and what is asked in a pause fails at once: a dead edge cannot hold up a folder of images. Raises, when it is made,
+    SettingsError: the address, a time or options that do not go with it; CredentialsError: a file cannot be used.
     """
 
     def __init__(
@@ -89,10 +95,13 @@ class EdgeLink:
         timeout_s: float,
         limits: WireLimits,
         session_trace: Callable[[], str | None] = lambda: None,
+        credentials: Credentials = _NOTHING,
     ) -> None:
         if not 0 < timeout_s < 1e6:
             raise SettingsError(f"timeout_s is {timeout_s}, expected a positive number of seconds")
         self.url = stream_url(edge)
+        self._credentials = credentials
+        credentials.check(self.url)
         self._hello, self._timeout_s, self._limits, self._session_trace = hello, timeout_s, limits, session_trace
         self._stack = ExitStack()
         self._connection: Any = None
@@ -127,6 +136,8 @@ class EdgeLink:
             self.close()
             self._why = exc.why if isinstance(exc, EdgeUnreachableError) else str(exc)
             self._pause_s = min(max(2 * self._pause_s, _FIRST_PAUSE_S), _LONGEST_PAUSE_S)
+            if isinstance(exc, SessionRefusedError) and exc.code == RefusalCode.UNAUTHORIZED:
+                self._pause_s = _LONGEST_PAUSE_S  # a person has to do something first
             self._not_before_s = time.monotonic() + self._pause_s
             raise
         self._pause_s = 0.0
@@ -177,6 +188,8 @@ class EdgeLink:
         try:
             connection = client.connect(
                 self.url,
+                ssl=self._credentials.ssl_context(self.url),
+                additional_headers=self._credentials.headers(),
                 sock=self._socket(),
                 compression=None,  # planes are coded already
                 open_timeout=self._timeout_s,
@@ -188,17 +201,11 @@ class EdgeLink:
             self._send(self._session.start())
             events = self._receive(time.monotonic() + self._timeout_s)
         except InvalidStatus as exc:
-            status = exc.response.status_code
-            raise EdgeUnreachableError(self.url, f"it answers HTTP {status}, which no edge does") from None
-        except (WebSocketException, EOFError, AssertionError) as exc:
+            raise refusal_of(self.url, exc.response.status_code, exc.response.body or b"") from None
+        except (WebSocketException, EOFError, AssertionError, OSError) as exc:  # TLS's and TimeoutError included
             # AssertionError: websockets' own, from a peer that talks before it was asked.
-            why = f" ({exc})" if str(exc) else ""
-            raise EdgeUnreachableError(self.url, f"what answers there speaks no WebSocket{why}") from None
-        except TimeoutError:
-            raise EdgeUnreachableError(self.url, f"no answer within {self._timeout_s:g} s") from None
-        except OSError as exc:  # TLS included
-            raise EdgeUnreachableError(self.url, exc.strerror or str(exc)) from None
-        except WireError as exc:
+            raise unreachable(self.url, exc, self._timeout_s, self._credentials) from None
+        except (CredentialsError, WireError) as exc:  # a file that was good when the link was made
             raise EdgeUnreachableError(self.url, str(exc)) from None
         match events[0]:
             case Welcomed(welcome):

@@ -16,6 +16,8 @@ from aecnn_deploy.bundle.reader import Bundle
 from aecnn_deploy.errors import AecnnError, ServeError
 from aecnn_deploy.optional import require
 from aecnn_deploy.runtimes.edge_app import build_app
+from aecnn_deploy.runtimes.edge_gate import Gate
+from aecnn_deploy.runtimes.edge_guard import Guard
 from aecnn_deploy.runtimes.edge_service import EdgeService
 from aecnn_deploy.runtimes.edge_settings import EdgeSettings
 from aecnn_deploy.wire import HEADER_BYTES
@@ -53,16 +55,20 @@ def serve(
 ) -> ServingEnd:
     """Serve ``bundle`` until SIGINT or SIGTERM; at SIGHUP, serve what ``reopen`` gives, which may raise BundleError.
 
-    Raises ServeError: the address cannot be taken (told before a model is loaded) or a tail does not fit the
-    manifest. RunnerError: a tail cannot be loaded. SettingsError: the settings name no variant of the bundle.
-    MissingExtraError: the edge's extra is not installed.
+    Raises, before a model is loaded: CredentialsError: a certificate, a key or the token file cannot be used;
+    ServeError: the address cannot be taken; SettingsError: the settings name no variant of the bundle;
+    MissingExtraError: the edge's extra is not installed. Then RunnerError: a tail cannot be loaded; ServeError: one
+    does not fit the manifest.
     """
     for module in ("uvicorn", "starlette", "websockets", "prometheus_client", "onnxruntime"):
         require(module, why="serving an edge", extra="edge")
+    gate = Gate(settings.guard)
     with closing(_bind(settings.host, settings.port)) as listener:
         service = EdgeService(bundle, settings)
         service.current.preloaded()  # raises SettingsError before anything is loaded
-        server = _make_server(service, listener, on_ready, reopen)
+        gate.on_refused = service.observer.connection_refused
+        gate.warn_of_open_tokens(settings.host)
+        server = _make_server(service, gate, listener, on_ready, reopen)
         sys.setswitchinterval(_SWITCH_INTERVAL_S)
         server.run(sockets=[listener])
     models_idle = service.close(0.0 if server.force_exit else _CLOSE_S)
@@ -95,11 +101,14 @@ def _bind(host: str, port: int) -> socket.socket:
 
 def _make_server(
     service: EdgeService,
+    gate: Gate,
     listener: socket.socket,
     on_ready: Callable[[ReadyEdge], None],
     reopen: Callable[[], Bundle] | None,
 ) -> Any:
     import uvicorn
+
+    from aecnn_deploy.runtimes.edge_protocol import EdgeWebSocket, http_protocol
 
     class Server(uvicorn.Server):
         """Loads the models once it listens, and drains before it stops listening.
@@ -164,8 +173,9 @@ def _make_server(
 
     limits = service.settings.limits
     config = uvicorn.Config(
-        build_app(service),
-        ws="websockets-sansio",
+        Guard(build_app(service), gate),
+        http=http_protocol(gate),  # TLS is its part, too: uvicorn's own has no time limit of ours
+        ws=EdgeWebSocket,
         ws_max_size=HEADER_BYTES + max(limits.max_payload_bytes, limits.max_control_bytes),
         ws_per_message_deflate=False,  # planes are coded already
         lifespan="off",
@@ -181,9 +191,10 @@ def _make_server(
 
 def _ready(service: EdgeService, listener: socket.socket) -> ReadyEdge:
     host, port = listener.getsockname()[:2]
+    scheme = "wss" if service.settings.guard.tls_cert else "ws"
     return ReadyEdge(
         bundle_id=service.bundle.id,
-        url=f"ws://[{host}]:{port}" if ":" in host else f"ws://{host}:{port}",
+        url=f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}",
         port=port,
         runner=service.current.runner_name,
         variants=list(service.current.tails),

@@ -30,10 +30,14 @@ _DRAINING_RETRY_S = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Whose a request is: ``peer`` shares the edge with others, ``stream`` shares what its peer gets."""
+    """Whose a request is: ``peer`` shares the edge with others, ``stream`` shares what its peer gets.
+
+    ``account`` is whom the limit of requests in flight is for.
+    """
 
     peer: Hashable
     stream: Hashable
+    account: Hashable
 
 
 class EdgeService:
@@ -52,7 +56,7 @@ class EdgeService:
         self.pool = ModelPool(settings.memory_limit_bytes, self.observer)
         self.current = Generation(bundle, settings, self.observer)
         self.previous: Generation | None = None
-        self._by_peer: dict[Hashable, int] = {}
+        self._by_account: dict[Hashable, int] = {}
         self._reloading = asyncio.Lock()
 
     @property
@@ -177,10 +181,10 @@ class EdgeService:
         if self.draining:
             why = "the edge is shutting down; ask another one"
             raise RequestFailedError(FailureCode.DRAINING, why, _DRAINING_RETRY_S)
-        if (own := self._by_peer.get(caller.peer, 0)) >= settings.max_in_flight_per_peer and caller.peer:
+        if (own := self._by_account.get(caller.account, 0)) >= settings.guard.limits.in_flight:
             raise RequestFailedError(
                 FailureCode.OVERLOADED,
-                f"{own} requests of this peer are in flight, the limit is {settings.max_in_flight_per_peer}; "
+                f"{own} requests of this peer are in flight, the limit is {settings.guard.limits.in_flight}; "
                 "try again later, or raise --peer-in-flight",
                 lane.retry_after_s(),
             )
@@ -201,14 +205,14 @@ class EdgeService:
             self.pool.want(lane)
         lane.submit(Job(asked, caller.peer, caller.stream, received_s, deadline_s, future))
         self.in_flight += 1
-        self._by_peer[caller.peer] = self._by_peer.get(caller.peer, 0) + 1
+        self._by_account[caller.account] = self._by_account.get(caller.account, 0) + 1
         try:
             return await future
         finally:
             self.in_flight -= 1
-            self._by_peer[caller.peer] -= 1
-            if not self._by_peer[caller.peer]:
-                del self._by_peer[caller.peer]
+            self._by_account[caller.account] -= 1
+            if not self._by_account[caller.account]:
+                del self._by_account[caller.account]
 
     async def drain(self, hurry: Callable[[], bool]) -> int:
         """Take nothing new and finish what is in flight, for ``drain_s`` at most or until ``hurry`` says so.

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from aecnn_deploy.errors import SettingsError
+from aecnn_deploy.runtimes.edge_gate import GuardSettings
 from aecnn_deploy.runtimes.edge_runners import RunnerOptions
 from aecnn_deploy.wire import WireLimits
 
@@ -23,7 +24,6 @@ class EdgeSettings:
     max_queue: int = 256  # requests of one variant that wait for their turn
     max_in_flight: int = 512  # requests of all devices together
     max_in_flight_per_stream: int = 8
-    max_in_flight_per_peer: int = 256  # of all streams with the same token or client certificate
     max_streams: int = 256
     max_image_bytes: int = 16 << 20  # of a body of POST /v1/classify
     max_reference_bytes: int = 1 << 19  # of a stream's last planes, kept for differences; 0: each frame on its own
@@ -33,6 +33,7 @@ class EdgeSettings:
     previous_s: float = 600.0  # after a reload: how long devices with the bundle before it are still served
     hello_timeout_s: float = 10.0
     limits: WireLimits = field(default_factory=WireLimits)
+    guard: GuardSettings = field(default_factory=GuardSettings)
 
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:
@@ -42,7 +43,6 @@ class EdgeSettings:
             "max_queue",
             "max_in_flight",
             "max_in_flight_per_stream",
-            "max_in_flight_per_peer",
             "max_streams",
             "max_image_bytes",
             "max_uploads",

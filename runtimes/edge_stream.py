@@ -16,6 +16,7 @@ from aecnn_deploy.runtimes.edge_lane import Lane
 from aecnn_deploy.runtimes.edge_service import Caller, EdgeService
 from aecnn_deploy.runtimes.edge_view import SPLIT
 from aecnn_deploy.runtimes.log_lines import fields
+from aecnn_deploy.runtimes.peer_limits import Peer
 from aecnn_deploy.runtimes.plane_memory import KeptPlanes
 from aecnn_deploy.wire import (
     HEADER_BYTES,
@@ -136,7 +137,12 @@ class Stream:
             await self._close(POLICY_VIOLATION, code)
             return False
         welcome = self._welcome(hello)
-        self._service.observer.welcomed(self._peer, name=hello.device, software=hello.software, trace=hello.trace)
+        name, verified = hello.device, isinstance(self._caller.peer, str) and bool(self._caller.peer)
+        if verified:  # several devices may share a token: each keeps its own name behind that of the token
+            name = f"{self._caller.peer}/{hello.device}" if hello.device else str(self._caller.peer)
+        self._service.observer.welcomed(
+            self._peer, name=name, software=hello.software, trace=hello.trace, verified=verified
+        )
         await self._send(self._session.welcome(welcome))
         return True
 
@@ -279,9 +285,8 @@ def caller_of(scope: "MutableMapping[str, Any]", stream: Hashable) -> Caller:
 
     Those share the place of one peer; an address says little, since whole sites stand behind one.
     """
-    peer = scope.get("state", {}).get("peer")
-    named = peer is not None and peer.how != "address"
-    return Caller(peer.name if named else "", stream)
+    peer: Peer = scope["state"]["peer"]
+    return Caller(peer.name if peer.how in ("token", "certificate") else "", stream, peer)
 
 
 def _failed(error: RequestFailedError) -> Failed:

@@ -7,6 +7,7 @@ import typer
 
 from aecnn_deploy.cli.bundle_argument import BundleArgument, open_named
 from aecnn_deploy.cli.console import print_json
+from aecnn_deploy.cli.guard_options import CaOption, CertOption, DeviceTokenOption, KeyOption
 from aecnn_deploy.cli.source_options import (
     DecodeThreadsOption,
     FpsOption,
@@ -56,6 +57,10 @@ def run_device(
     log_format: Annotated[
         str | None, typer.Option(help="Log each image on stderr as well: text, or json (one object a line).")
     ] = None,
+    ca: CaOption = None,
+    cert: CertOption = None,
+    key: KeyOption = None,
+    token_file: DeviceTokenOption = None,
     limit: Annotated[int | None, typer.Option(help="Stop after this many images.")] = None,
     fps: FpsOption = None,
     realtime: RealtimeOption = False,
@@ -69,6 +74,7 @@ def run_device(
     edge. An image that fails does not end the run; the exit status is then 1.
     """
     from aecnn_deploy.runtimes import device_client
+    from aecnn_deploy.runtimes.credentials import Credentials
 
     settings = device_client.DeviceSettings(
         edge=edge,
@@ -81,6 +87,7 @@ def run_device(
         deadline_ms=deadline_ms,
         timeout_s=timeout_s,
         name=name,
+        credentials=Credentials(ca, cert, key, token_file),
     )
     table = _Table()
     watchers = [] if as_json else [table.row]

@@ -10,6 +10,22 @@ import typer
 
 from aecnn_deploy.cli.bundle_argument import BundleArgument, open_named
 from aecnn_deploy.cli.console import say
+from aecnn_deploy.cli.guard_options import (
+    ClientCaOption,
+    HandshakeOption,
+    IdleOption,
+    MessageOption,
+    OpenStatusOption,
+    PeerBurstOption,
+    PeerBytesOption,
+    PeerConnectionsOption,
+    PeerInFlightOption,
+    TlsCertOption,
+    TlsKeyOption,
+    TokenFileOption,
+    UnreadOption,
+    guard_settings,
+)
 
 EXAMPLE = "Example: aecnn-deploy serve-edge bundle --host 0.0.0.0 --port 8765"
 
@@ -48,7 +64,6 @@ def serve_edge(
     batch_wait_ms: Annotated[float, typer.Option(help="Longest wait of a request for others to run with it.")] = 0.0,
     max_queue: Annotated[int, typer.Option(help="Requests that may wait for one variant.")] = 256,
     max_in_flight: Annotated[int, typer.Option(help="Requests of all devices that may wait for an answer.")] = 512,
-    peer_in_flight: Annotated[int, typer.Option(help="The same, of one token or client certificate.")] = 256,
     reference_bytes: Annotated[
         int, typer.Option(help="Bytes of a device's last planes that are kept for differences; 0: none.")
     ] = 1 << 19,
@@ -60,6 +75,19 @@ def serve_edge(
         str, typer.Option(help="How the log on stderr is written: text, or json (one object a line).")
     ] = "text",
     log_requests: Annotated[bool, typer.Option("--log-requests", help="Log a line for each request.")] = False,
+    tls_cert: TlsCertOption = None,
+    tls_key: TlsKeyOption = None,
+    client_ca: ClientCaOption = None,
+    token_file: TokenFileOption = None,
+    open_status: OpenStatusOption = False,
+    peer_connections: PeerConnectionsOption = 64,
+    peer_bytes_per_s: PeerBytesOption = 64 << 20,
+    peer_burst_bytes: PeerBurstOption = 32 << 20,
+    peer_in_flight: PeerInFlightOption = 256,
+    idle_s: IdleOption = 300.0,
+    handshake_s: HandshakeOption = 10.0,
+    message_s: MessageOption = 30.0,
+    unread_s: UnreadOption = 10.0,
     as_json: Annotated[bool, typer.Option("--json", help="Say that it is ready as one JSON line on stdout.")] = False,
 ) -> None:
     """Serve a bundle's tails to devices, and its unsplit model to anyone who posts an image.
@@ -100,10 +128,15 @@ def serve_edge(
         batch_wait_ms=batch_wait_ms,
         max_queue=max_queue,
         max_in_flight=max_in_flight,
-        max_in_flight_per_peer=peer_in_flight,
         previous_s=previous_s,
         max_reference_bytes=reference_bytes,
         drain_s=drain_s,
+        guard=guard_settings(
+            (tls_cert, tls_key, client_ca, token_file),
+            (peer_connections, peer_bytes_per_s, peer_burst_bytes, peer_in_flight),
+            (idle_s, handshake_s, message_s, unread_s),
+            open_status=open_status,
+        ),
     )
     configure_logging(LogSettings(log_format, log_requests), sys.stderr)
     end = serve(open_named(bundle), settings, ready, reopen=lambda: open_named(bundle))
