@@ -90,7 +90,7 @@ def frame(payload: bytes, opcode: int = 2) -> bytes:
 
 
 def refusals(edge: Edge, reason: str) -> float:
-    return metric(edge, f'aecnn_requests_total{{outcome="refused-{reason}",path="split"}}')
+    return metric(edge, f'aecnn_refused_connections_total{{reason="{reason}"}}')
 
 
 class TestSlowWriters:

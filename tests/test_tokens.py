@@ -242,7 +242,7 @@ class TestEdge:
             page = connection.getresponse().read().decode()
             connection.close()
             _, errors = edge.stop()
-        assert 'aecnn_requests_total{outcome="refused-unauthorized",path="split"} 12.0' in page
+        assert 'aecnn_refused_connections_total{reason="unauthorized"} 12.0' in page
         assert errors.count("refused 127.0.0.1 (unauthorized)") == 5  # of twelve: a log cannot be filled
         assert "secret" not in errors
 
