@@ -4,7 +4,7 @@ import multiprocessing
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -68,7 +68,6 @@ def working(function: Callable[..., None], *arguments: object) -> Iterator[Worke
     try:
         yield Worker(here, process)
     finally:
-        with suppress(OSError):
-            here.close()
         process.terminate()
         process.join()
+        here.close()
