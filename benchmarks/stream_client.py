@@ -16,7 +16,7 @@ from websockets.protocol import State
 from websockets.uri import parse_uri
 
 from aecnn_deploy.codec import coder_names
-from aecnn_deploy.errors import EdgeUnreachableError, SessionRefusedError, WireError
+from aecnn_deploy.errors import AecnnError, EdgeUnreachableError, SessionRefusedError, WireError
 from aecnn_deploy.wire import HEADER_BYTES, WIRE_VERSION, Hello, Kind, Refused, Welcome, decode_control, pack
 from aecnn_deploy.wire.messages import encode_control
 from benchmarks.traffic import Planned, Traffic
@@ -50,19 +50,35 @@ class StreamClient:
     Raises EdgeUnreachableError: no connection, or no WebSocket (a wrong token: its status). SessionRefusedError.
     """
 
-    def __init__(self, url: str, traffic: Traffic, *, token: str | None = None, timeout_s: float = 20.0) -> None:
+    def __init__(
+        self,
+        url: str,
+        traffic: Traffic,
+        *,
+        token: str | None = None,
+        timeout_s: float = 20.0,
+        receive_buffer_bytes: int | None = None,
+    ) -> None:
         self.url = url.rstrip("/") + STREAM_PATH
         self._traffic = traffic
         self._received = bytearray()
         self._next_id = 1
         parts = urlsplit(self.url)
+        self.socket = socket.socket()
+        self.socket.settimeout(timeout_s)
+        if receive_buffer_bytes is not None:  # before connecting: TCP says then how large its window can be
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer_bytes)
         try:
-            self.socket = socket.create_connection((parts.hostname, parts.port), timeout=timeout_s)
+            self.socket.connect((parts.hostname, parts.port))
+            self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            self._shake_hands(token)
+            self.welcome = self._greet()
         except OSError as exc:
+            self.close()
             raise EdgeUnreachableError(self.url, exc.strerror or str(exc)) from None
-        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._shake_hands(token)
-        self.welcome = self._greet()
+        except AecnnError:
+            self.close()
+            raise
         self.max_in_flight = self.welcome.max_in_flight
 
     def fileno(self) -> int:
