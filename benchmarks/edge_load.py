@@ -105,7 +105,8 @@ class LoadReport:
     def edge_overhead_ms(self) -> "np.ndarray[Any, Any]":
         """The edge's own: its total less the wait for a turn and the tail's run."""
         _, queue, tail, total = self.of_edge.T
-        return total - queue - tail
+        own: np.ndarray[Any, Any] = total - queue - tail
+        return own
 
     def check(self) -> None:
         """Raises SystemExit: an answer was wrong or there is none."""

@@ -166,10 +166,7 @@ def _beside(bare: Worker, burner: Worker, edge: LoadReport, seconds: float) -> t
 
 def summary(rounds: Sequence[Round], cores: int) -> dict[str, Any]:
     """Medians over the rounds, and the three ratios."""
-    best = {
-        arm: max(BATCHES, key=lambda size, arm=arm: median(getattr(each, arm)[size].images_per_s for each in rounds))
-        for arm in ("bare", "beside")
-    }
+    best = {arm: _best_batch([getattr(each, arm) for each in rounds]) for arm in ("bare", "beside")}
     bare = [each.bare[best["bare"]].images_per_s for each in rounds]
     beside = [each.beside[best["beside"]].images_per_s for each in rounds]
     edge = [each.edge.images_per_s for each in rounds]
@@ -195,6 +192,12 @@ def summary(rounds: Sequence[Round], cores: int) -> dict[str, Any]:
         ),
         "ratio": {name: round(median(values), 4) for name, values in ratios.items()},
     }
+
+
+def _best_batch(rounds: Sequence[dict[int, TailRate]]) -> int:
+    """The size with the highest median rate."""
+    medians = {size: median(rates[size].images_per_s for rates in rounds) for size in BATCHES}
+    return max(medians, key=lambda size: medians[size])
 
 
 def _round_document(each: Round) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import random
 import socket
 import time
+from collections.abc import Sequence
 from contextlib import closing, suppress
 
 import pytest
@@ -94,7 +95,7 @@ class TestShares:
 
 
 class TestMemory:
-    def judge(self, sizes: list[float]) -> str | None:
+    def judge(self, sizes: Sequence[float]) -> str | None:
         samples = [(0.5 * number, int(size)) for number, size in enumerate(sizes)]
         return judge_memory("it", samples, largest_growth=0.05).problem
 

@@ -1,7 +1,8 @@
 """A process of honest devices, one a thread: ``python -m tests.soak.devices`` with a DeviceProcess as JSON on stdin.
 
 Writes one JSON line for each outcome and one for each device's end. The frames are held in memory and come at a rate,
-as a camera's do; one that is due while the device still has to take an earlier one is not made.
+as a camera's do; one that is due while the device still has to take an earlier one is not made. An edge with tokens is
+shown the one of $AECNN_TOKEN, which the package's client does by itself.
 """
 
 import sys
@@ -16,6 +17,7 @@ import msgspec
 
 from aecnn_deploy.bundle.reader import Bundle, open_bundle
 from aecnn_deploy.errors import AecnnError
+from aecnn_deploy.runtimes import device_client
 from aecnn_deploy.runtimes.device_client import Device, DeviceSettings, ImageReport
 from aecnn_deploy.runtimes.sources import SourceImage
 from tests.soak.ledger import Ended, Outcome
@@ -34,12 +36,11 @@ class DeviceProcess(msgspec.Struct, frozen=True):
     frame_hz: float
     begin_s: float
     end_s: float
-    token: str | None = None
 
 
 @dataclass(slots=True)
 class FrameSource:
-    """Frames of one device, named by their number; ``handed_over`` counts them."""
+    """Frames of one device, named by their number; ``handed_over`` counts them. Iterating again goes on."""
 
     contents: list[bytes]
     frame_hz: float
@@ -49,7 +50,7 @@ class FrameSource:
 
     def __iter__(self) -> Iterator[SourceImage]:
         period_s = 1 / self.frame_hz
-        due_s = self.begin_s
+        due_s = max(self.begin_s, time.perf_counter())
         while due_s < self.end_s:
             now_s = time.perf_counter()
             if now_s < due_s:
@@ -71,6 +72,9 @@ def run_frames(
     on_image: Callable[[ImageReport], None],
 ) -> None:
     """All of ``frames`` through the package's client; ``live``: a camera's, of which the newest is wanted."""
+    if hasattr(device_client, "run_frames"):
+        device_client.run_frames(bundle, settings, frames, live=live, on_image=on_image, keep=False)
+        return
     with Device(bundle, settings) as device:
         for frame in frames:
             on_image(device.run(frame))
@@ -82,7 +86,6 @@ def device_settings(order: DeviceProcess, device: int) -> DeviceSettings:
         "threads": 1,
         "timeout_s": _TIMEOUT_S,
         "fallback": "local" if device % 3 == 0 else "none",
-        "token": order.token,
         "seed": device,
     }
     known = {each.name for each in fields(DeviceSettings)}
@@ -113,10 +116,9 @@ def _run_device(order: DeviceProcess, bundle: Bundle, contents: list[bytes], dev
         error = f"{failure}: {report.error}" if failure else report.error or ""
         _write(Outcome(device, int(report.source), report.status, report.path, report.index, error, _now_s()))
 
-    frames = iter(source)
     while True:
         try:
-            run_frames(bundle, device_settings(order, device), frames, live=device % 2 == 1, on_image=told)
+            run_frames(bundle, device_settings(order, device), iter(source), live=device % 2 == 1, on_image=told)
             break
         except AecnnError as exc:
             if source.handed_over or _now_s() > order.end_s:

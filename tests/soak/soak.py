@@ -102,8 +102,8 @@ def run_soak(settings: SoakSettings, folder: Path, *, say: Callable[[str], None]
         begin_s = time.perf_counter() + _BEGIN_S
         end_s = begin_s + settings.seconds
         processes = [
-            stack.enter_context(_Devices(order, ledger, lock, folder))
-            for order in _orders(settings, bundle, photos, proxy.url, (begin_s, end_s), token)
+            stack.enter_context(_Devices(order, token, ledger, lock, folder))
+            for order in _orders(settings, bundle, photos, proxy.url, (begin_s, end_s))
         ]
         hostiles = stack.enter_context(Hostiles(edge.url, _traffic(bundle, photos), token=token, seed=settings.seed))
         _watch(settings, begin_s, edge, proxy, processes, ledger, say)
@@ -128,10 +128,13 @@ def run_soak(settings: SoakSettings, folder: Path, *, say: Callable[[str], None]
 class _Devices:
     """A process of honest devices, and the thread that reads what it writes into the ledger."""
 
-    def __init__(self, order: DeviceProcess, ledger: Ledger, lock: threading.Lock, folder: Path) -> None:
+    def __init__(
+        self, order: DeviceProcess, token: str | None, ledger: Ledger, lock: threading.Lock, folder: Path
+    ) -> None:
         self.name = f"device process {order.devices[0] + 1}"
         self.memory: list[tuple[float, int]] = []
         self._order, self._ledger, self._lock = order, ledger, lock
+        self._environment = environment() | ({"AECNN_TOKEN": token} if token else {})
         self._errors = folder / f"{self.name.replace(' ', '-')}.log"
         self._thread = threading.Thread(target=self._read, name=self.name)
 
@@ -143,7 +146,7 @@ class _Devices:
                 stdout=subprocess.PIPE,
                 stderr=errors,
                 cwd=ROOT,
-                env=environment(),
+                env=self._environment,
             )
         assert self._process.stdin is not None
         with self._process.stdin as stdin:
@@ -219,7 +222,6 @@ def _orders(
     photos: list[Path],
     url: str,
     times_s: tuple[float, float],
-    token: str | None,
 ) -> list[DeviceProcess]:
     return [
         DeviceProcess(
@@ -230,7 +232,6 @@ def _orders(
             frame_hz=settings.frame_hz,
             begin_s=times_s[0],
             end_s=times_s[1],
-            token=token,
         )
         for number in range(settings.processes)
     ]
