@@ -8,7 +8,7 @@ of almost none), ``link`` (the zoo's smallest head over 0.4 Mbit/s, by a proxy o
 run at the same time on two cores. Images a second, in turns, medians over the rounds:
 
 * ``head``: the device's own work in a process of its own, as the pipeline divides it: one thread decodes JPEG files
-  and resizes, one runs the head and encodes the planes. Nothing is sent.
+  and resizes, one runs the head, one encodes the planes. Nothing is sent.
 * ``link``: a load generator (``benchmarks.edge_load``) with the same coded planes over the same link to a server that
   answers at once, as many requests in flight as the device has.
 * ``edge``: the same generator at the set-up's edge itself, without the link.
@@ -28,8 +28,8 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -62,6 +62,7 @@ ZOO_VARIANT = "efficientnet_lite0-l7-strided-tiny20-u4"
 CODER = "zstd"
 SLOW_LINK_BPS = 4e5
 WARM_UP_S = 0.7
+_STAGE_FRAMES = 2  # that wait between two stages of the device
 RESULTS = Path(__file__).parent / "results" / "pipeline_rate.json"
 
 
@@ -72,7 +73,7 @@ class SetUp:
     name: str
     bundle: Path
     variant: str
-    link: LinkSettings
+    link: LinkSettings | None  # None: loopback as it is
     jpegs: list[bytes]
     traffic: Traffic
 
@@ -134,13 +135,13 @@ def _set_ups(folder: Path, data: Path | None, count: int) -> list[SetUp]:
     make_bundle(folder / "big-head", variants=(BIG_HEAD,), size=BIG_SIZE)
     big, zoo = open_bundle(folder / "big-head"), named_bundle(ZOO)
     return [
-        _set_up("head", big, BIG_HEAD.id, LinkSettings(), data, count),
+        _set_up("head", big, BIG_HEAD.id, None, data, count),
         _set_up("link", zoo, ZOO_VARIANT, LinkSettings(rate_bps=SLOW_LINK_BPS), data, count),
-        _set_up("edge", zoo, ZOO_VARIANT, LinkSettings(), data, count),
+        _set_up("edge", zoo, ZOO_VARIANT, None, data, count),
     ]
 
 
-def _set_up(name: str, bundle: Bundle, variant: str, link: LinkSettings, data: Path | None, count: int) -> SetUp:
+def _set_up(name: str, bundle: Bundle, variant: str, link: LinkSettings | None, data: Path | None, count: int) -> SetUp:
     spec = bundle.manifest.input
     jpegs = [_jpeg(frame, spec.resize_short) for frame in photograph_frames(spec, data, count)]
     with OnnxRuntimeRunner(bundle.file(bundle.variant(variant).head)) as head:
@@ -162,8 +163,8 @@ def _measure(set_up: SetUp, in_flight: int, seconds: float, rounds: int, extra: 
     with ExitStack() as stack:
         edge = stack.enter_context(serving(set_up.bundle, "--threads", "1", *extra))
         null = stack.enter_context(working(serve_nothing, 0, set_up.variant))
-        null_link = stack.enter_context(LinkProxy(null.receive(), set_up.link))
-        link = stack.enter_context(LinkProxy(edge.port, set_up.link))
+        null_url = stack.enter_context(_linked(null.receive(), set_up.link))
+        edge_url = stack.enter_context(_linked(edge.port, set_up.link))
         head = stack.enter_context(working(head_alone, set_up.bundle, set_up.variant, set_up.jpegs))
         device = stack.enter_context(working(device_process))
         head.receive()
@@ -172,12 +173,22 @@ def _measure(set_up: SetUp, in_flight: int, seconds: float, rounds: int, extra: 
             measured.append(
                 {
                     "head": head.ask(seconds),
-                    "link": _generated(null_link.url, nothing, in_flight, seconds),
+                    "link": _generated(null_url, nothing, in_flight, seconds),
                     "edge": _generated(edge.url, set_up.traffic, in_flight, seconds),
-                    "pipeline": _pipelined(device, set_up, link, in_flight, seconds),
+                    "pipeline": _pipelined(device, set_up, edge_url, in_flight, seconds),
                 }
             )
     return _row(set_up, measured, edge)
+
+
+@contextmanager
+def _linked(port: int, link: LinkSettings | None) -> Iterator[str]:
+    """The address of ``port`` over the link."""
+    if link is None:
+        yield f"ws://127.0.0.1:{port}"
+        return
+    with LinkProxy(port, link) as proxy:
+        yield proxy.url
 
 
 def _generated(url: str, traffic: Traffic, in_flight: int, seconds: float) -> float:
@@ -186,9 +197,9 @@ def _generated(url: str, traffic: Traffic, in_flight: int, seconds: float) -> fl
     return report.images_per_s
 
 
-def _pipelined(device: Worker, set_up: SetUp, link: LinkProxy, in_flight: int, seconds: float) -> float:
+def _pipelined(device: Worker, set_up: SetUp, url: str, in_flight: int, seconds: float) -> float:
     classes = [each.classes for each in set_up.traffic.requests]
-    order = DeviceOrder(link.url, set_up.bundle, set_up.variant, set_up.jpegs, classes, in_flight, seconds)
+    order = DeviceOrder(url, set_up.bundle, set_up.variant, set_up.jpegs, classes, in_flight, seconds)
     rate, wrong = device.ask(order)
     if wrong:
         raise SystemExit(f"{set_up.name}: {wrong}")
@@ -209,7 +220,7 @@ def _row(set_up: SetUp, measured: list[dict[str, float]], edge: Edge) -> dict[st
     return {
         "set_up": set_up.name,
         "variant": set_up.variant,
-        "link_bps": set_up.link.rate_bps,
+        "link_bps": set_up.link.rate_bps if set_up.link is not None else None,
         "payload_bytes_mean": round(set_up.traffic.payload_bytes_mean, 1),
         "images_per_s": rates,
         "slowest": slowest,
@@ -229,22 +240,31 @@ def head_alone(connection: Connection, path: Path, variant: str, jpegs: list[byt
         connection.send("ready")
         while True:
             seconds: float = connection.recv()
-            frames: queue.Queue[Any] = queue.Queue(2)
+            frames: queue.Queue[Bytes | None] = queue.Queue(_STAGE_FRAMES)
+            planes: queue.Queue[Bytes | None] = queue.Queue(_STAGE_FRAMES)
             end_s = time.perf_counter() + WARM_UP_S + seconds
-
-            def decode(frames: "queue.Queue[Any]" = frames, end_s: float = end_s) -> None:
-                for turn in _turns(end_s):
-                    frames.put(read_frame(jpegs[turn % len(jpegs)], bundle.manifest.input))
-                frames.put(None)
-
-            thread = threading.Thread(target=decode)
-            thread.start()
+            decoding = (read_frame(jpegs[turn % len(jpegs)], bundle.manifest.input) for turn in _turns(end_s))
+            running = (head.infer(frame[np.newaxis])[0] for frame in iter(frames.get, None))
+            threads = [
+                threading.Thread(target=_fill, args=(frames, decoding)),
+                threading.Thread(target=_fill, args=(planes, running)),
+            ]
+            for thread in threads:
+                thread.start()
             done = 0
-            while (frame := frames.get()) is not None:
-                encoder.encode(head.infer(frame[np.newaxis])[0])
+            for each in iter(planes.get, None):
+                encoder.encode(each)
                 done += end_s - seconds <= time.perf_counter() < end_s
-            thread.join()
+            for thread in threads:
+                thread.join()
             connection.send(done / seconds)
+
+
+def _fill(stage: "queue.Queue[Bytes | None]", made: Iterable[Bytes]) -> None:
+    """A thread of ``head_alone``: put what is made into the next stage, then None."""
+    for each in made:
+        stage.put(each)
+    stage.put(None)
 
 
 def device_process(connection: Connection) -> None:
