@@ -244,7 +244,7 @@ def head_alone(connection: Connection, path: Path, variant: str, jpegs: list[byt
             planes: queue.Queue[Bytes | None] = queue.Queue(_STAGE_FRAMES)
             end_s = time.perf_counter() + WARM_UP_S + seconds
             decoding = (read_frame(jpegs[turn % len(jpegs)], bundle.manifest.input) for turn in _turns(end_s))
-            running = (head.infer(frame[np.newaxis])[0] for frame in iter(frames.get, None))
+            running = (head.infer(frame[np.newaxis])[0] for frame in _taken(frames))
             threads = [
                 threading.Thread(target=_fill, args=(frames, decoding)),
                 threading.Thread(target=_fill, args=(planes, running)),
@@ -252,7 +252,7 @@ def head_alone(connection: Connection, path: Path, variant: str, jpegs: list[byt
             for thread in threads:
                 thread.start()
             done = 0
-            for each in iter(planes.get, None):
+            for each in _taken(planes):
                 encoder.encode(each)
                 done += end_s - seconds <= time.perf_counter() < end_s
             for thread in threads:
@@ -265,6 +265,11 @@ def _fill(stage: "queue.Queue[Bytes | None]", made: Iterable[Bytes]) -> None:
     for each in made:
         stage.put(each)
     stage.put(None)
+
+
+def _taken(stage: "queue.Queue[Bytes | None]") -> Iterator[Bytes]:
+    while (each := stage.get()) is not None:
+        yield each
 
 
 def device_process(connection: Connection) -> None:
