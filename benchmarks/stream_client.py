@@ -62,6 +62,7 @@ class StreamClient:
         self.url = url.rstrip("/") + STREAM_PATH
         self._traffic = traffic
         self._received = bytearray()
+        self._end: WireError | None = None
         self._next_id = 1
         parts = urlsplit(self.url)
         self.socket = socket.socket()
@@ -157,9 +158,9 @@ class StreamClient:
 
     def _messages(self) -> list[bytes]:
         """Whole binary messages; waits for the socket once. Raises WireError: it was closed, or sends fragments."""
-        data = self.socket.recv(_READ_BYTES)
+        data = self.socket.recv(_READ_BYTES) if self._end is None else b""
         if not data:
-            raise WireError(f"{self.url} closed the connection")
+            raise self._end or WireError(f"{self.url} closed the connection")
         self._received += data
         at, found = 0, []
         while (frame := self._frame(at)) is not None:
@@ -169,8 +170,12 @@ class StreamClient:
             elif opcode == _OPCODE_PING:
                 self._send(_OPCODE_PONG, payload)
             elif opcode != _OPCODE_PONG:
-                raise WireError(f"{self.url} sent a frame of opcode {opcode}: {payload[2:].decode(errors='replace')}")
+                why = f"{self.url} sent a frame of opcode {opcode}: {payload[2:].decode(errors='replace')}"
+                self._end = WireError(why)
+                break  # what came before it counts
         del self._received[:at]
+        if self._end is not None and not found:
+            raise self._end
         return found
 
     def _frame(self, at: int) -> tuple[int, bytes, int] | None:

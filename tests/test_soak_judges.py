@@ -1,16 +1,26 @@
 """The soak's own verdicts: what they must find in made-up data, and the bad link that they are made over."""
 
+import os
 import random
+import signal
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
+from pathlib import Path
 
+import numpy as np
 import pytest
 
+from aecnn_deploy.bundle.reader import Bundle, open_bundle
 from aecnn_deploy.errors import SettingsError
+from benchmarks.stream_client import StreamClient
+from benchmarks.traffic import Traffic, make_traffic
+from tests.bundles import make_bundle
 from tests.link_proxy import LinkProxy, LinkSettings
 from tests.soak.devices import FrameSource
+from tests.soak.edge_keeper import EdgeKeeper
+from tests.soak.hostile import GARBAGE, NO_EDGE, OTHER_BUNDLE, SERVED, SILENT, WRONG_TOKEN, Hostiles
 from tests.soak.judges import Life, judge_memory, judge_shares
 from tests.soak.ledger import Ended, Expected, Ledger, Outcome, answered_within
 from tests.soak.settings import SoakSettings
@@ -73,25 +83,31 @@ class TestLedger:
 
 class TestShares:
     def test_equal_devices_are_fair(self) -> None:
-        assert judge_shares(dict.fromkeys(range(32), 100), 0.8).problems == []
+        assert judge_shares(dict.fromkeys(range(32), 100), 0.8, asked=110).problems == []
 
     def test_a_starved_device_is_found(self) -> None:
-        shares = judge_shares(dict.fromkeys(range(31), 100) | {31: 70}, 0.8)
+        shares = judge_shares(dict.fromkeys(range(31), 100) | {31: 70}, 0.8, asked=100)
         assert [problem[:9] for problem in shares.problems] == ["device 31"]
         assert shares.smallest == pytest.approx(70 / (3170 / 32))
 
     def test_a_device_that_takes_it_all_makes_every_other_one_starved(self) -> None:
-        assert len(judge_shares(dict.fromkeys(range(31), 10) | {31: 300}, 0.8).problems) == 31
+        assert len(judge_shares(dict.fromkeys(range(31), 10) | {31: 300}, 0.8, asked=20).problems) == 31
 
     def test_no_answer_at_all_is_a_problem(self) -> None:
-        assert judge_shares({0: 0, 1: 0}, 0.8).problems == ["no device was answered while the edge was up"]
-        assert judge_shares({}, 0.8).problems
+        assert judge_shares({0: 0, 1: 0}, 0.8, asked=0).problems == ["no device was answered while the edge was up"]
+        assert judge_shares({}, 0.8, asked=0).problems
+
+    def test_few_answers_for_everybody_are_a_problem(self) -> None:
+        (problem,) = judge_shares(dict.fromkeys(range(32), 100), 0.8, asked=210).problems
+        assert problem == "while the edge was up, devices had 100 answers for 210 frames each"
 
     def test_only_answers_while_the_edge_was_up_and_settled_count(self) -> None:
         life = Life(down_s=10.0, ready_s=12.0, end_s=30.0)
-        assert life.settled == (15.0, 30.0)
+        assert life.settled(0.0, 100.0) == (15.0, 30.0)
+        assert life.settled(20.0, 25.0) == (21.0, 25.0)
+        assert life.settled(40.0, 50.0) is None
         answered = {0: [11.0, 14.9, 15.0, 29.9, 30.0], 1: [20.0]}
-        assert answered_within(answered, range(3), [life.settled, (31.0, 40.0)]) == {0: 2, 1: 1, 2: 0}
+        assert answered_within(answered, range(3), [(15.0, 30.0), (31.0, 40.0)]) == {0: 2, 1: 1, 2: 0}
 
 
 class TestMemory:
@@ -146,6 +162,66 @@ class TestFrames:
     def test_the_last_life_of_the_edge_is_the_longest(self) -> None:
         times = SoakSettings(seconds=60).kill_times_s
         assert times == (6.0, 12.0, 18.0, 24.0, 30.0)
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    folder = tmp_path_factory.mktemp("soak")
+    make_bundle(folder / "bundle")
+    return open_bundle(folder / "bundle")
+
+
+class TestEdgeKeeper:
+    def test_an_edge_that_is_killed_is_started_again_on_its_port_and_one_that_ends_by_itself_is_a_problem(
+        self, bundle: Bundle, tmp_path: Path
+    ) -> None:
+        with EdgeKeeper(bundle.path, tmp_path) as edge:
+            port = edge.port
+            edge.kill()
+            wait_for(lambda: len(edge.lives) == 1 and edge.is_ready)
+            assert (edge.problems, edge.port) == ([], port)
+            assert edge.look_at_memory() == edge.longest_memory()[0][1] > 10 * MB
+            with StreamClient(edge.url, traffic_of(bundle)).socket:
+                pass
+            assert edge.pid is not None
+            os.kill(edge.pid, signal.SIGKILL)  # not by the keeper
+            wait_for(lambda: len(edge.lives) == 2 and edge.is_ready)
+        assert len(edge.lives) == 3
+        (problem,) = edge.problems
+        assert "ended by itself with exit status -9" in problem
+
+
+class TestHostiles:
+    def test_each_of_them_is_turned_away_by_a_real_edge(self, bundle: Bundle, tmp_path: Path) -> None:
+        with (
+            EdgeKeeper(bundle.path, tmp_path) as edge,
+            Hostiles(edge.url, traffic_of(bundle), token=None, seed=0) as hostiles,
+        ):
+            wait_for(lambda: hostiles.tally[GARBAGE]["closed"] > 3 and hostiles.tally[OTHER_BUNDLE].total() > 1)
+        assert set(hostiles.tally[OTHER_BUNDLE]) == {"refused: bundle-mismatch"}
+        assert hostiles.tally[SILENT].total() >= 1
+        assert hostiles.problems() == []
+        assert edge.problems == []
+
+    def test_one_that_was_served_or_never_came_is_a_problem(self, bundle: Bundle) -> None:
+        hostiles = Hostiles("ws://127.0.0.1:1", traffic_of(bundle), token="a token", seed=0)
+        hostiles.tally[GARBAGE].update({"closed": 3, NO_EDGE: 1})
+        hostiles.tally[SILENT].update({NO_EDGE: 5})
+        hostiles.tally[OTHER_BUNDLE].update({"refused: bundle-mismatch": 3, SERVED: 1})
+        hostiles.tally[WRONG_TOKEN].update({"HTTP 401": 3})
+        assert hostiles.problems() == [f"{SILENT}: never reached the edge", f"{OTHER_BUNDLE}: was served 1 times"]
+
+
+def traffic_of(bundle: Bundle) -> Traffic:
+    spec = bundle.manifest.variants[0]
+    return make_traffic(bundle, spec.id, np.zeros((1, *spec.planes), np.uint8))
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    end_s = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end_s
+        time.sleep(0.02)
 
 
 @pytest.fixture

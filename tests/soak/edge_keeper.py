@@ -52,6 +52,10 @@ class EdgeKeeper:
         return f"ws://127.0.0.1:{self.port}"
 
     @property
+    def pid(self) -> int | None:
+        return self._process.pid if self._process is not None else None
+
+    @property
     def is_ready(self) -> bool:
         return self._ready.is_set()
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from statistics import mean, median
 
 _FEWEST_SAMPLES = 12
+_FEWEST_ANSWERED = 0.5  # of what devices ask while the edge is up
 _LONGEST_BACK_OFF_S = 15.0
 
 
@@ -18,15 +19,15 @@ class Life:
     ready_s: float
     end_s: float
 
-    @property
-    def settled(self) -> tuple[float, float]:
-        """From when every healthy device should be connected again, until the end.
+    def settled(self, begin_s: float, end_s: float) -> tuple[float, float] | None:
+        """From when every healthy device should be connected again until the end, as far as the load's time goes.
 
         A device's pauses between attempts grow with the time that the edge was away: about as long again may pass
         before its next one.
         """
         away_s = min(self.ready_s - self.down_s, _LONGEST_BACK_OFF_S)
-        return self.ready_s + away_s + 1.0, self.end_s
+        from_s, until_s = max(begin_s, self.ready_s + away_s) + 1.0, min(end_s, self.end_s)
+        return (from_s, until_s) if from_s < until_s else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,20 +42,24 @@ class Shares:
         return min(self.by_device.values(), default=0.0)
 
 
-def judge_shares(answered: Mapping[int, int], smallest_share: float) -> Shares:
-    """Each device asks for as much as every other, so each should be answered as often: the mean is its fair share."""
+def judge_shares(answered: Mapping[int, int], smallest_share: float, *, asked: float) -> Shares:
+    """Each device asks for as much as every other, so each should be answered as often: the mean is its fair share.
+
+    ``asked``: frames that each device had for the edge in the same time; that hardly any of them was answered is found
+    too, however fairly that was.
+    """
     fair = mean(answered.values()) if answered else 0.0
     if not fair:
         return Shares(dict.fromkeys(answered, 0.0), ["no device was answered while the edge was up"])
     shares = {device: count / fair for device, count in answered.items()}
-    return Shares(
-        shares,
-        [
-            f"device {device} had {share:.0%} of its fair share, at least {smallest_share:.0%} is due"
-            for device, share in shares.items()
-            if share < smallest_share
-        ],
-    )
+    problems = [
+        f"device {device} had {share:.0%} of its fair share, at least {smallest_share:.0%} is due"
+        for device, share in shares.items()
+        if share < smallest_share
+    ]
+    if fair < _FEWEST_ANSWERED * asked:
+        problems.append(f"while the edge was up, devices had {fair:.0f} answers for {asked:.0f} frames each")
+    return Shares(shares, problems)
 
 
 @dataclass(frozen=True, slots=True)

@@ -111,9 +111,13 @@ def run_soak(settings: SoakSettings, folder: Path, *, say: Callable[[str], None]
         problems = [problem for each in processes if (problem := each.wait(_LAST_ANSWERS_S))]
         hostiles.__exit__(None, None, None)
         edge.stop()
-    windows = [life.settled for life in edge.lives]
+    windows = [window for life in edge.lives if (window := life.settled(begin_s, end_s)) is not None]
     devices = range(settings.devices)
-    shares = judge_shares(answered_within(ledger.answered, devices, windows), settings.smallest_share)
+    shares = judge_shares(
+        answered_within(ledger.answered, devices, windows),
+        settings.smallest_share,
+        asked=settings.frame_hz * sum(until_s - from_s for from_s, until_s in windows),
+    )
     memory = [judge_memory("the edge", edge.longest_memory(), largest_growth=settings.memory_growth)]
     memory += [judge_memory(each.name, each.memory, largest_growth=settings.memory_growth) for each in processes]
     problems += [*edge.problems, *ledger.problems(devices), *shares.problems, *hostiles.problems()]
