@@ -103,11 +103,11 @@ class TestShares:
 
     def test_only_answers_while_the_edge_was_up_and_settled_count(self) -> None:
         life = Life(down_s=10.0, ready_s=12.0, end_s=30.0)
-        assert life.settled(0.0, 100.0) == (15.0, 30.0)
+        assert life.settled(0.0, 100.0) == (17.0, 30.0)
         assert life.settled(20.0, 25.0) == (21.0, 25.0)
         assert life.settled(40.0, 50.0) is None
-        answered = {0: [11.0, 14.9, 15.0, 29.9, 30.0], 1: [20.0]}
-        assert answered_within(answered, range(3), [(15.0, 30.0), (31.0, 40.0)]) == {0: 2, 1: 1, 2: 0}
+        answered = {0: [11.0, 16.9, 17.0, 29.9, 30.0], 1: [20.0]}
+        assert answered_within(answered, range(3), [(17.0, 30.0), (31.0, 40.0)]) == {0: 2, 1: 1, 2: 0}
 
 
 class TestMemory:

@@ -22,11 +22,11 @@ class Life:
     def settled(self, begin_s: float, end_s: float) -> tuple[float, float] | None:
         """From when every healthy device should be connected again until the end, as far as the load's time goes.
 
-        A device's pauses between attempts grow with the time that the edge was away: about as long again may pass
-        before its next one.
+        A device's pauses between attempts double with each that failed, and are drawn by chance: after an outage the
+        last one may be twice as long as the outage.
         """
-        away_s = min(self.ready_s - self.down_s, _LONGEST_BACK_OFF_S)
-        from_s, until_s = max(begin_s, self.ready_s + away_s) + 1.0, min(end_s, self.end_s)
+        pause_s = min(2 * (self.ready_s - self.down_s), _LONGEST_BACK_OFF_S)
+        from_s, until_s = max(begin_s, self.ready_s + pause_s) + 1.0, min(end_s, self.end_s)
         return (from_s, until_s) if from_s < until_s else None
 
 
