@@ -57,6 +57,10 @@ class Hostiles:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """End all of them; again does nothing."""
         self._stop.set()
         for thread in self._threads:
             thread.join(_JOIN_S)

@@ -1,5 +1,6 @@
 """What became of every frame of every honest device: exactly one outcome each, and the right one."""
 
+import threading
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -46,35 +47,31 @@ class Expected:
 
 
 class Ledger:
-    """Keeps, of each device, which frames have an outcome. Memory: one bit and a little for each frame."""
+    """Keeps, of each device, which frames have an outcome. Written from several threads."""
 
     def __init__(self, expected: Expected) -> None:
         self._expected = expected
         self._told: dict[int, set[int]] = {}
         self._handed_over: dict[int, int] = {}
         self._wrong: list[str] = []
+        self._lock = threading.Lock()
         self.kinds: Counter[str] = Counter()
         self.answered: dict[int, list[float]] = {}  # by device: when a result of the edge came
 
     def add(self, outcome: Outcome) -> None:
         """Write one outcome down."""
-        told = self._told.setdefault(outcome.device, set())
-        where = f"device {outcome.device}, frame {outcome.frame}"
-        if outcome.frame in told:
-            self._wrong.append(f"{where} has a second outcome: {outcome.kind}")
-        told.add(outcome.frame)
-        self.kinds[outcome.kind] += 1
-        if outcome.status == "ok":
-            if not self._expected.right(outcome):
-                self._wrong.append(f"{where} is of class {outcome.index} by {outcome.path}, which is wrong")
-            if outcome.path == "split":
-                self.answered.setdefault(outcome.device, []).append(outcome.at_s)
-        elif outcome.status != "failed" or not outcome.failure:
-            self._wrong.append(f"{where} has neither a result nor a named failure: {outcome}")
+        with self._lock:
+            self._add(outcome)
+
+    def counts(self) -> Counter[str]:
+        """How many outcomes of each kind there are now."""
+        with self._lock:
+            return self.kinds.copy()
 
     def end(self, ended: Ended) -> None:
         """A device is done; so many frames it was given."""
-        self._handed_over[ended.device] = ended.frames
+        with self._lock:
+            self._handed_over[ended.device] = ended.frames
 
     def problems(self, devices: Iterable[int]) -> list[str]:
         """All that is wrong: a frame without or with a second outcome, a wrong result, a device that never ended."""
@@ -93,6 +90,21 @@ class Ledger:
             if unknown:
                 found.append(f"device {device}: outcomes of {len(unknown)} frames that it was not given: {unknown[0]}…")
         return found
+
+    def _add(self, outcome: Outcome) -> None:
+        told = self._told.setdefault(outcome.device, set())
+        where = f"device {outcome.device}, frame {outcome.frame}"
+        if outcome.frame in told:
+            self._wrong.append(f"{where} has a second outcome: {outcome.kind}")
+        told.add(outcome.frame)
+        self.kinds[outcome.kind] += 1
+        if outcome.status == "ok":
+            if not self._expected.right(outcome):
+                self._wrong.append(f"{where} is of class {outcome.index} by {outcome.path}, which is wrong")
+            if outcome.path == "split":
+                self.answered.setdefault(outcome.device, []).append(outcome.at_s)
+        elif outcome.status != "failed" or not outcome.failure:
+            self._wrong.append(f"{where} has neither a result nor a named failure: {outcome}")
 
 
 def answered_within(

@@ -13,7 +13,7 @@ class SoakSettings:
     devices: int = 32  # honest ones; the hostile ones come on top
     processes: int = 4  # that the honest devices share
     frame_hz: float = 5.0  # of each device
-    kills: int = 5  # of the edge, by SIGKILL, in the first half; its last life is the longest
+    kills: int = 5  # of the edge, by SIGKILL, in the first two fifths: its last life is the longest
     cut_every_s: float = 0.7  # mean time between two cuts, of one device's connection each
     delay_s: tuple[float, float] = (0.0, 0.01)  # of what goes over the link
     tick_s: float = 10.0  # between two lines of the table
@@ -23,8 +23,8 @@ class SoakSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not 20 <= self.seconds < 1e6:
-            raise SettingsError(f"seconds is {self.seconds}, expected at least 20: each life of the edge takes some")
+        if not 40 <= self.seconds < 1e6:
+            raise SettingsError(f"seconds is {self.seconds}, expected at least 40: each life of the edge takes some")
         if not 1 <= self.processes <= self.devices:
             raise SettingsError(f"processes is {self.processes}, expected 1 to the {self.devices} devices")
         if self.kills < 0 or self.frame_hz <= 0 or self.cut_every_s <= 0:
@@ -36,4 +36,4 @@ class SoakSettings:
     @property
     def kill_times_s(self) -> tuple[float, ...]:
         """When the edge is killed, from the begin of the load."""
-        return tuple(self.seconds * 0.5 * (number + 1) / self.kills for number in range(self.kills))
+        return tuple(self.seconds * 0.4 * (number + 1) / self.kills for number in range(self.kills))

@@ -93,7 +93,7 @@ def run_soak(settings: SoakSettings, folder: Path, *, say: Callable[[str], None]
     make_bundle(folder / "bundle", seed=settings.seed)
     bundle = open_bundle(folder / "bundle")
     photos = make_photos(folder / "photos", _PHOTOS, seed=settings.seed)
-    ledger, lock = Ledger(_expected(bundle, photos)), threading.Lock()
+    ledger = Ledger(_expected(bundle, photos))
     token, options = _token(folder)
     link = LinkSettings(delay_s=settings.delay_s, cut_every_s=settings.cut_every_s, seed=settings.seed)
     with ExitStack() as stack:
@@ -102,14 +102,14 @@ def run_soak(settings: SoakSettings, folder: Path, *, say: Callable[[str], None]
         begin_s = time.perf_counter() + _BEGIN_S
         end_s = begin_s + settings.seconds
         processes = [
-            stack.enter_context(_Devices(order, token, ledger, lock, folder))
+            stack.enter_context(_Devices(order, token, ledger, folder))
             for order in _orders(settings, bundle, photos, proxy.url, (begin_s, end_s))
         ]
         hostiles = stack.enter_context(Hostiles(edge.url, _traffic(bundle, photos), token=token, seed=settings.seed))
         _watch(settings, begin_s, edge, proxy, processes, ledger, say)
         proxy.stop_cutting()
         problems = [problem for each in processes if (problem := each.wait(_LAST_ANSWERS_S))]
-        hostiles.__exit__(None, None, None)
+        hostiles.stop()
         edge.stop()
     windows = [window for life in edge.lives if (window := life.settled(begin_s, end_s)) is not None]
     devices = range(settings.devices)
@@ -132,12 +132,10 @@ def run_soak(settings: SoakSettings, folder: Path, *, say: Callable[[str], None]
 class _Devices:
     """A process of honest devices, and the thread that reads what it writes into the ledger."""
 
-    def __init__(
-        self, order: DeviceProcess, token: str | None, ledger: Ledger, lock: threading.Lock, folder: Path
-    ) -> None:
+    def __init__(self, order: DeviceProcess, token: str | None, ledger: Ledger, folder: Path) -> None:
         self.name = f"device process {order.devices[0] + 1}"
         self.memory: list[tuple[float, int]] = []
-        self._order, self._ledger, self._lock = order, ledger, lock
+        self._order, self._ledger = order, ledger
         self._environment = environment() | ({"AECNN_TOKEN": token} if token else {})
         self._errors = folder / f"{self.name.replace(' ', '-')}.log"
         self._thread = threading.Thread(target=self._read, name=self.name)
@@ -185,11 +183,10 @@ class _Devices:
         with self._process.stdout as lines:
             for line in lines:
                 told = _lines.decode(line)
-                with self._lock:
-                    if isinstance(told, Ended):
-                        self._ledger.end(told)
-                    else:
-                        self._ledger.add(told)
+                if isinstance(told, Ended):
+                    self._ledger.end(told)
+                else:
+                    self._ledger.add(told)
 
 
 def _watch(
@@ -211,10 +208,11 @@ def _watch(
             edge.kill()
         edge_bytes, device_bytes = edge.look_at_memory(), sum(each.look_at_memory() for each in processes)
         if now_s >= tick_s:
-            results = ledger.kinds["split"]
+            counts = ledger.counts()
+            results = counts["split"]
             say(
                 f"{now_s - begin_s:6.0f} {edge.kills:5d} {proxy.cuts:5d} {(results - before) / settings.tick_s:9.1f} "
-                f"{sum(ledger.kinds.values()):9d} {(edge_bytes or 0) / 1e6:8.1f} {device_bytes / 1e6:10.1f}"
+                f"{counts.total():9d} {(edge_bytes or 0) / 1e6:8.1f} {device_bytes / 1e6:10.1f}"
             )
             tick_s, before = tick_s + settings.tick_s, results
         time.sleep(max(0.0, min(settings.sample_s, end_s - time.perf_counter())))
