@@ -78,6 +78,7 @@ class Samples:
     by_device: list[int] = field(default_factory=list)
     failures: Counter[str] = field(default_factory=Counter)
     wrong: int = 0
+    unanswered: int = 0  # open loop: some seconds after the measured time still without an answer
     sent_bytes: int = 0
     cpu_s: float = 0.0
 
@@ -89,6 +90,7 @@ class LoadReport:
     seconds: float
     images: int
     wrong: int
+    unanswered: int
     failures: dict[str, int]
     by_device: list[int]
     latency_ms: "np.ndarray[Any, Any]"
@@ -121,6 +123,7 @@ class LoadReport:
             "images_per_s": round(self.images_per_s, 2),
             "seconds": self.seconds,
             "wrong": self.wrong,
+            "unanswered": self.unanswered,
             "failures": self.failures,
             "images_by_device": {"fewest": min(self.by_device), "most": max(self.by_device)},
             "latency_ms": percentiles(self.latency_ms),
@@ -176,8 +179,10 @@ class Generator:
         self._turn_over(self._from_s, self._until_s)
         self._samples.cpu_s = _own_cpu_s() - before_s
         end_s = time.perf_counter() + _DRAIN_S
-        while any(self._asked) and time.perf_counter() < end_s:
+        while (any(self._asked) or any(self._waiting)) and time.perf_counter() < end_s:
             self._read(0.1)
+        if self._settings.rate_hz is not None:
+            self._samples.unanswered = sum(map(len, self._asked)) + sum(map(len, self._waiting))
         for client in self._clients:
             client.close()
         return self._samples
@@ -224,14 +229,17 @@ class Generator:
                 now_s = time.perf_counter()
                 begun_s, index = self._asked[number].pop(request_id)
                 self._note(number, outcome, begun_s, now_s, index)
-                if now_s >= self._until_s:
-                    continue
-                if self._settings.rate_hz is None and outcome.code:
-                    heapq.heappush(self._later, (now_s + _pause_s(outcome), number))
-                elif self._settings.rate_hz is None:
-                    self._ask(number, now_s)
-                elif self._waiting[number]:
-                    self._ask(number, self._waiting[number].popleft())
+                self._go_on(number, outcome, now_s)
+
+    def _go_on(self, number: int, outcome: Outcome, now_s: float) -> None:
+        """What a device does with its free place: in an open loop what waits for it, after the measured time too."""
+        if self._settings.rate_hz is not None:
+            if self._waiting[number]:
+                self._ask(number, self._waiting[number].popleft())
+        elif now_s < self._until_s and outcome.code:
+            heapq.heappush(self._later, (now_s + _pause_s(outcome), number))
+        elif now_s < self._until_s:
+            self._ask(number, now_s)
 
     def _note(self, number: int, outcome: Outcome, begun_s: float, now_s: float, index: int) -> None:
         """Closed loop: what comes within the measured time; open loop: what begins within it."""
@@ -269,6 +277,7 @@ def run_load(settings: LoadSettings, traffic: Traffic, *, edge_pid: int | None =
         seconds=settings.seconds,
         images=sum(len(each.latency_ms) for each in samples),
         wrong=sum(each.wrong for each in samples),
+        unanswered=sum(each.unanswered for each in samples),
         failures=dict(sum((each.failures for each in samples), Counter())),
         by_device=[count for each in samples for count in each.by_device],
         latency_ms=np.array([value for each in samples for value in each.latency_ms]),
