@@ -14,7 +14,7 @@ PYTHON ?= $(shell for name in python3.11 python3 python; do \
 	"$$name" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo "$$name" && break; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-gpu test-arm64 check fmt lint types arch bench wheel-check clean
+.PHONY: help setup demo test test-fast test-gpu test-arm64 soak check fmt lint types arch bench wheel-check clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -45,6 +45,9 @@ test-arm64: $(STAMP) ## the device half on an arm64 Python: AECNN_ARM64_PYTHON, 
 	python="$${AECNN_ARM64_PYTHON:-}"; \
 	[ -n "$$python" ] || python="$$(PATH="$$PWD/$(BIN):$$PATH" tools/arm64_python.sh build/arm64)" || exit 1; \
 	AECNN_ARM64_PYTHON="$$python" $(BIN)/python -m pytest -m arm64
+
+soak: $(STAMP) ## an edge and 32 devices under load and faults, 10 minutes (or SOAK_SECONDS=60)
+	$(BIN)/python -m pytest -m soak tests/test_soak.py
 
 check: lint types arch ## ruff, mypy and the import layers: what CI runs before the tests
 
