@@ -21,7 +21,8 @@ AecnnError
 ├── SessionRefusedError      the edge refused the device's HELLO
 ├── RequestFailedError       the edge answered one request with a named failure
 ├── EdgeUnreachableError     no edge answers at this address
-│   └── LinkLostError        the connection to it ended before an answer came
+│   ├── LinkLostError        the connection to it ended before an answer came
+│   └── TimedOutError        it did not answer in time
 ├── ServeError               the edge cannot start (a port in use, no runner)
 ├── RunnerError              a model file cannot be loaded or run
 │   └── EngineMismatchError  an engine was built for another product, version or GPU
@@ -163,18 +164,18 @@ class PayloadTooBigError(WireError):
 
 
 class SessionRefusedError(AecnnError):
-    """The edge refused the device's HELLO."""
+    """The edge refused the device's HELLO. ``retry_after_s``: when it may not, if it said so."""
 
-    def __init__(self, code: str, reason: str) -> None:
-        self.code, self.reason = code, reason
+    def __init__(self, code: str, reason: str, retry_after_s: float | None = None) -> None:
+        self.code, self.reason, self.retry_after_s = code, reason, retry_after_s
         super().__init__(f"the edge refused this device ({code}): {reason}")
 
 
 class RequestFailedError(AecnnError):
-    """The edge answered one request with a named failure."""
+    """The edge answered one request with a named failure. ``retry_after_s``: when it may not, if it said so."""
 
-    def __init__(self, code: str, reason: str) -> None:
-        self.code, self.reason = code, reason
+    def __init__(self, code: str, reason: str, retry_after_s: float | None = None) -> None:
+        self.code, self.reason, self.retry_after_s = code, reason, retry_after_s
         super().__init__(f"{code}: {reason}")
 
 
@@ -188,6 +189,10 @@ class EdgeUnreachableError(AecnnError):
 
 class LinkLostError(EdgeUnreachableError):
     """The connection to the edge ended before an answer came."""
+
+
+class TimedOutError(EdgeUnreachableError):
+    """The edge did not answer in time."""
 
 
 class ServeError(AecnnError):
