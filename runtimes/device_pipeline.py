@@ -44,7 +44,7 @@ def run_frames(
     """Classify ``frames`` (at most ``limit``); ``on_image`` hears of each from this thread, in the order of capture.
 
     ``live``: frames are of now, and the newest counts (``settings.policy``). ``stop``, when set, ends the capture: what
-    is in flight may end, the rest fails by ``interrupted``; so does KeyboardInterrupt, a second one abandons what is in
+    is in flight may end, the rest fails by ``interrupted``; so does Ctrl-C, and a second one abandons what is in
     flight. Without ``keep`` the report has no images, and nothing grows with their number. ``frames`` is read, and
     closed if it has a ``close``, by a thread of its own; one that is being read at the end is left to itself.
 

@@ -14,13 +14,16 @@ from aecnn_deploy.runtimes.edge_sessions import EdgeSessions, Session, Way
 from aecnn_deploy.runtimes.frame_desk import FrameDesk
 from aecnn_deploy.runtimes.frame_failure import Failure
 from aecnn_deploy.runtimes.frames import read_frame
+from aecnn_deploy.runtimes.interrupts import Interrupts
 from aecnn_deploy.runtimes.local_model import LocalModel
 from aecnn_deploy.runtimes.moving_frame import MovingFrame, Sent
 from aecnn_deploy.runtimes.plane_coder import Answered, PlaneCoder
 from aecnn_deploy.runtimes.run_report import ImageReport
 from aecnn_deploy.runtimes.sources import SourceImage
 
-_POLL_S = 0.1  # how often ``stop`` is looked at: an Event wakes nobody who waits for something else
+BROKEN_OFF = "the run was broken off"
+
+_POLL_S = 0.1  # how often ``stop`` and Ctrl-C are looked at: they wake nobody who waits for something else
 _LEAVE_S = 1.0  # for a source that is being read when the run ends
 _STAGE_S = 30.0  # for a model that runs when the run ends
 
@@ -45,7 +48,6 @@ class PipelineStages:
         self._latest = (settings.policy or ("latest" if live else "all")) == "latest"
         self._source_error: BaseException | None = None
         self._threads: list[Thread] = []
-        self._begun = 0  # the last frame that was told of
 
     def start(self, frames: Iterable[SourceImage], limit: int | None) -> None:
         """Begin to capture."""
@@ -61,27 +63,17 @@ class PipelineStages:
 
     def tell_all(self, tell: Callable[[ImageReport], None], stop: Event | None) -> bool:
         """Tell of every frame in order, until the last has its outcome; whether the run was ended before its source."""
-        interrupts = 0
-        while True:
-            try:
-                while (following := self._next(stop)) is not None:
-                    number, report = following
-                    if number > self._begun:  # else it was interrupted while it was told
-                        self._begun = number
-                        tell(report)
-                    with self._desk.lock:
-                        self._desk.ledger.tell(number)
-                        self._desk.capture_turn.notify()
-                break
-            except KeyboardInterrupt:
-                interrupts += 1
-                with self._desk.lock:
-                    self._desk.stop_locked()
-                    if interrupts > 1:
-                        self._desk.abandon_locked(Failure.INTERRUPTED, "the run was broken off")
-        if self._desk.defect is not None:
-            raise self._desk.defect
-        return self._desk.stopping
+        desk = self._desk
+        with Interrupts() as interrupts:
+            while (following := self._next(interrupts, stop)) is not None:
+                number, report = following
+                tell(report)
+                with desk.lock:
+                    desk.ledger.tell(number)
+                    desk.capture_turn.notify()
+        if desk.defect is not None:
+            raise desk.defect
+        return desk.stopping
 
     def source_error(self) -> str | None:
         """Why the source ended before its end. Raises it where no frame came of it, and what is no SourceError."""
@@ -93,7 +85,7 @@ class PipelineStages:
     def close(self) -> None:
         """End the threads; a source that is being read is left to itself."""
         with self._desk.lock:
-            self._desk.abandon_locked(Failure.INTERRUPTED, "the run was broken off")
+            self._desk.abandon_locked(Failure.INTERRUPTED, BROKEN_OFF)
             self._desk.closing = True
             self._desk.notify_all_locked()
         self._sessions.close()
@@ -102,17 +94,19 @@ class PipelineStages:
             thread.join(_STAGE_S)
         capture.join(_LEAVE_S)
 
-    def _next(self, stop: Event | None) -> tuple[int, ImageReport] | None:
+    def _next(self, interrupts: Interrupts, stop: Event | None) -> tuple[int, ImageReport] | None:
         """The next frame to tell of; None at the end."""
         desk = self._desk
         with desk.lock:
-            while (following := desk.ledger.next_told()) is None and not desk.finished_locked():
-                if stop is not None and stop.is_set():
+            while True:
+                if interrupts.count or (stop is not None and stop.is_set()):
                     desk.stop_locked()
-                    if desk.finished_locked():
-                        continue
-                desk.told_turn.wait(_POLL_S if stop is not None else None)
-            return following
+                if interrupts.count > 1:
+                    desk.abandon_locked(Failure.INTERRUPTED, BROKEN_OFF)
+                following = desk.ledger.next_told()
+                if following is not None or desk.finished_locked():
+                    return following
+                desk.told_turn.wait(_POLL_S)
 
     def _guarded(self, stage: Callable[[], None]) -> None:
         try:

@@ -254,7 +254,8 @@ def test_the_rest_of_a_run_fails_by_name_when_the_edge_dies(bundle: Bundle, phot
             on_image=kill_after_two,
         )
     assert [image.status for image in report.images] == ["ok"] * 2 + ["failed"] * 4
-    assert [image.failure for image in report.images[2:]] == ["link-lost"] + ["unreachable"] * 3
+    assert {image.failure for image in report.images[3:]} == {"unreachable"}
+    assert report.images[2].failure in ("link-lost", "unreachable")  # whether it was sent before the loss was seen
     assert all("cannot reach the edge" in (image.error or "") for image in report.images[2:])
     assert time.monotonic() - started_s < 10
 
