@@ -21,7 +21,8 @@ AecnnError
 ├── SessionRefusedError      the edge refused the device's HELLO
 ├── RequestFailedError       the edge answered one request with a named failure
 ├── EdgeUnreachableError     no edge answers at this address
-│   └── LinkLostError        the connection to it ended before an answer came
+│   ├── LinkLostError        the connection to it ended before an answer came
+│   └── TimedOutError        it did not answer in time
 ├── CredentialsError         a certificate, a key or a token file cannot be used
 ├── ServeError               the edge cannot start (a port in use, no runner)
 ├── UnitError                a systemd unit cannot be installed
@@ -166,10 +167,10 @@ class PayloadTooBigError(WireError):
 
 
 class SessionRefusedError(AecnnError):
-    """The edge refused the device's HELLO."""
+    """The edge refused the device's HELLO. ``retry_after_s``: when it may not, if it said so."""
 
-    def __init__(self, code: str, reason: str) -> None:
-        self.code, self.reason = code, reason
+    def __init__(self, code: str, reason: str, retry_after_s: float | None = None) -> None:
+        self.code, self.reason, self.retry_after_s = code, reason, retry_after_s
         super().__init__(f"the edge refused this device ({code}): {reason}")
 
 
@@ -191,6 +192,10 @@ class EdgeUnreachableError(AecnnError):
 
 class LinkLostError(EdgeUnreachableError):
     """The connection to the edge ended before an answer came."""
+
+
+class TimedOutError(EdgeUnreachableError):
+    """The edge did not answer in time."""
 
 
 class CredentialsError(AecnnError):

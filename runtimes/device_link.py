@@ -2,6 +2,7 @@
 
 import logging
 import socket
+import threading
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
@@ -19,9 +20,11 @@ from aecnn_deploy.errors import (
     RequestFailedError,
     SessionRefusedError,
     SettingsError,
+    TimedOutError,
     WireError,
 )
 from aecnn_deploy.optional import require
+from aecnn_deploy.runtimes.backoff import Backoff
 from aecnn_deploy.runtimes.coder_choice import LinkRate
 from aecnn_deploy.runtimes.credentials import Credentials
 from aecnn_deploy.runtimes.handshake import refusal_of, unreachable
@@ -36,6 +39,7 @@ from aecnn_deploy.wire import (
     RefusedByEdge,
     Result,
     ResultReceived,
+    State,
     Welcome,
     Welcomed,
     WireLimits,
@@ -44,12 +48,12 @@ from aecnn_deploy.wire import (
 # What goes wrong is raised here; websockets' own words about it are for those who configure logging.
 logger = logging.getLogger("aecnn_deploy.device")
 logger.addHandler(logging.NullHandler())
+_websockets_logger = logging.getLogger("aecnn_deploy.device.websockets")
 
 STREAM_PATH = "/v1/stream"
 
 _SCHEMES = {"ws": "ws", "wss": "wss", "http": "ws", "https": "wss"}
 _CLOSE_S = 1.0
-_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.25, 15.0
 _PINGS = 3
 _NOTHING = Credentials()
 
@@ -80,11 +84,17 @@ def stream_url(edge: str) -> str:
 
 
 class EdgeLink:
-    """One device's link; one request at a time, from one thread. ``welcome`` is the open session's.
+    """One device's link, in one of two ways.
 
-    Every wait is at most ``timeout_s``. A link that is down is tried again with growing pauses between the attempts,
-    and what is asked in a pause fails at once: a dead edge cannot hold up a folder of images. Raises, when it is made,
-    SettingsError: the address, a time or options that do not go with it; CredentialsError: a file cannot be used.
+    ``request``: one at a time, from one thread, each wait at most ``timeout_s``. A link that is down is tried again
+    with growing pauses between the attempts, and what is asked in a pause fails at once: a dead edge cannot hold up a
+    folder of images.
+
+    ``prepare`` and ``send`` in one thread, ``next_event`` in another: several requests in flight, whose times are the
+    caller's to watch; ``abort``, from any thread, ends both.
+
+    Raises, when it is made, SettingsError: the address, a time or options that do not go with it; CredentialsError: a
+    file cannot be used.
     """
 
     def __init__(
@@ -94,6 +104,7 @@ class EdgeLink:
         *,
         timeout_s: float,
         limits: WireLimits,
+        rate: LinkRate | None = None,
         session_trace: Callable[[], str | None] = lambda: None,
         credentials: Credentials = _NOTHING,
     ) -> None:
@@ -107,19 +118,20 @@ class EdgeLink:
         self._connection: Any = None
         self._connection_closed = require("websockets.exceptions", why="running a device").ConnectionClosed
         self._session = DeviceSession(hello, limits)
-        self._pause_s, self._not_before_s = 0.0, 0.0
+        self._session_lock = threading.Lock()
+        self._guard: socket.socket | None = None  # the same connection as websockets' own socket
+        self._backoff, self._not_before_s = Backoff(), 0.0
         self._why, self._waited_s = "", 0.0
-        self.rate = LinkRate()  # follows every answer
+        self.rate = rate if rate is not None else LinkRate()  # follows every answer to ``request``
 
     @property
     def is_open(self) -> bool:
         return self._connection is not None
 
     @property
-    def last_sent(self) -> tuple[str, int] | None:
-        """The session's trace and the id of its last request; None where it is not traced or nothing was sent."""
-        trace, last = self._session.hello.trace, self._session.next_request_id - 1
-        return (trace, last) if trace is not None and last else None
+    def trace(self) -> str | None:
+        """Of the open session; None where nothing is traced."""
+        return self._session.hello.trace
 
     @property
     def next_request_id(self) -> int:
@@ -135,12 +147,11 @@ class EdgeLink:
         except (EdgeUnreachableError, SessionRefusedError) as exc:
             self.close()
             self._why = exc.why if isinstance(exc, EdgeUnreachableError) else str(exc)
-            self._pause_s = min(max(2 * self._pause_s, _FIRST_PAUSE_S), _LONGEST_PAUSE_S)
-            if isinstance(exc, SessionRefusedError) and exc.code == RefusalCode.UNAUTHORIZED:
-                self._pause_s = _LONGEST_PAUSE_S  # a person has to do something first
-            self._not_before_s = time.monotonic() + self._pause_s
+            # A person has to do something first where the edge does not know this device.
+            final = isinstance(exc, SessionRefusedError) and exc.code == RefusalCode.UNAUTHORIZED
+            self._not_before_s = time.monotonic() + self._backoff.pause_s(final=final)
             raise
-        self._pause_s = 0.0
+        self._backoff.reset()
         return welcome
 
     def measure(self) -> None:
@@ -171,6 +182,45 @@ class EdgeLink:
             self.close()
             raise
 
+    def prepare(self, variant: int, planes: EncodedPlanes, *, deadline_ms: int) -> tuple[int, bytes]:
+        """The id of a new request, and its message for ``send``.
+
+        Raises LinkLostError: the edge takes nothing more in this session. RequestFailedError: it cannot be sent.
+        """
+        with self._session_lock:
+            if self._session.state is not State.OPEN:
+                raise LinkLostError(self.url, "the edge takes nothing more on this connection")
+            return self._infer(variant, planes, deadline_ms)
+
+    def send(self, message: bytes) -> None:
+        """Send what ``prepare`` made; as long as the edge takes to read it. Raises LinkLostError."""
+        self._send(message)
+
+    def next_event(self) -> DeviceEvent:
+        """What the edge says next, however long it takes. Raises LinkLostError, also where it breaks the protocol."""
+        try:
+            return self._receive(None)[0]
+        except WireError as exc:
+            raise LinkLostError(self.url, f"it broke the protocol: {exc}") from None
+
+    def abort(self) -> None:
+        """End the connection at once, from any thread: whatever waits for it fails."""
+        guard = self._guard
+        if guard is not None:
+            with suppress(OSError):
+                guard.shutdown(socket.SHUT_RDWR)
+
+    def part(self) -> None:
+        """Say GOODBYE and close the WebSocket, at most a second; ``next_event`` then fails, and its thread closes."""
+        connection = self._connection
+        if connection is not None:
+            with suppress(Exception):  # as in ``close``
+                with self._session_lock:
+                    message = self._session.goodbye("done")
+                connection.send(message)
+            with suppress(Exception):
+                connection.close()
+
     def close(self) -> None:
         """Say GOODBYE where there is somebody to hear it, and close."""
         connection, self._connection = self._connection, None
@@ -178,6 +228,7 @@ class EdgeLink:
             with suppress(Exception):  # whatever it is: the connection is being given up
                 connection.send(self._session.goodbye("done"))
         self._stack.close()
+        self._guard = None
 
     def _open(self) -> Welcome:
         client = require("websockets.sync.client", why="running a device")
@@ -195,7 +246,7 @@ class EdgeLink:
                 open_timeout=self._timeout_s,
                 close_timeout=_CLOSE_S,
                 max_size=HEADER_BYTES + self._limits.max_control_bytes,
-                logger=logger,
+                logger=_websockets_logger,
             )
             self._connection = self._stack.enter_context(connection)
             self._send(self._session.start())
@@ -211,7 +262,7 @@ class EdgeLink:
             case Welcomed(welcome):
                 return welcome
             case RefusedByEdge(refused):
-                raise SessionRefusedError(refused.code, refused.reason)
+                raise SessionRefusedError(refused.code, refused.reason, getattr(refused, "retry_after_s", None))
             case _:
                 raise EdgeUnreachableError(self.url, "its first message is neither WELCOME nor REFUSED")
 
@@ -223,15 +274,12 @@ class EdgeLink:
         connected.settimeout(None)
         if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux: a peer that vanished ends a send, too
             connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(self._timeout_s * 1e3))
+        # A send to a peer that reads nothing holds websockets' lock: only the socket itself can be told to end it.
+        self._guard = self._stack.enter_context(connected.dup())
         return connected
 
     def _ask(self, variant: int, planes: EncodedPlanes, deadline_ms: int, started_s: float) -> Reply:
-        try:
-            request_id, message = self._session.infer(
-                variant, planes.coder_id, planes.payload, planes.raw_bytes, deadline_ms
-            )
-        except WireError as exc:
-            raise RequestFailedError("not-sent", str(exc)) from None
+        request_id, message = self._infer(variant, planes, deadline_ms)
         end_s = time.monotonic() + self._timeout_s
         self._send(message)
         leaving = False
@@ -240,7 +288,7 @@ class EdgeLink:
                 events = self._receive(end_s)
             except TimeoutError:
                 self.close()  # else a late answer would stand before the next one
-                raise EdgeUnreachableError(self.url, f"no answer within {self._timeout_s:g} s") from None
+                raise TimedOutError(self.url, f"no answer within {self._timeout_s:g} s") from None
             except WireError as exc:
                 raise LinkLostError(self.url, f"it broke the protocol: {exc}") from None
             for event in events:
@@ -259,27 +307,38 @@ class EdgeLink:
                     case GoodbyeReceived():
                         leaving = True  # it still answers what it has
 
+    def _infer(self, variant: int, planes: EncodedPlanes, deadline_ms: int) -> tuple[int, bytes]:
+        try:
+            return self._session.infer(variant, planes.coder_id, planes.payload, planes.raw_bytes, deadline_ms)
+        except WireError as exc:
+            raise RequestFailedError("not-sent", str(exc)) from None
+
     def _send(self, message: bytes) -> None:
+        connection = self._connection
+        if connection is None:  # closed by the thread that receives
+            raise LinkLostError(self.url, "the connection was lost")
         began_s = time.perf_counter()
         try:
-            self._connection.send(message)
+            connection.send(message)
         except self._connection_closed as exc:
             raise LinkLostError(self.url, _closed(exc)) from None
         finally:
             self._waited_s += time.perf_counter() - began_s
 
-    def _receive(self, end_s: float) -> list[DeviceEvent]:
+    def _receive(self, end_s: float | None) -> list[DeviceEvent]:
         began_s = time.perf_counter()
         try:
-            data = self._connection.recv(timeout=max(0.0, end_s - time.monotonic()))
+            data = self._connection.recv(timeout=None if end_s is None else max(0.0, end_s - time.monotonic()))
         except self._connection_closed as exc:
             raise LinkLostError(self.url, _closed(exc)) from None
         finally:
             self._waited_s += time.perf_counter() - began_s
         if isinstance(data, str):
             raise WireError("a text WebSocket message came; ours are binary")
-        events = self._session.receive(data)
-        if len(events) != 1 or not self._session.at_boundary:
+        with self._session_lock:
+            events = self._session.receive(data)
+            whole = self._session.at_boundary
+        if len(events) != 1 or not whole:
             raise WireError("a WebSocket message must hold exactly one message of ours")
         return events
 

@@ -6,7 +6,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from aecnn_deploy.errors import AecnnError, EdgeUnreachableError, SessionRefusedError
+from aecnn_deploy.errors import AecnnError, EdgeUnreachableError, SessionRefusedError, TimedOutError
 from aecnn_deploy.runtimes.credentials import Credentials
 from aecnn_deploy.runtimes.tls import why_no_tls
 from aecnn_deploy.wire import RefusalCode
@@ -49,7 +49,7 @@ def unreachable(url: str, exc: Exception, timeout_s: float, credentials: Credent
     if isinstance(exc, ssl.SSLError) and not isinstance(exc, ssl.SSLEOFError):
         return EdgeUnreachableError(url, why_no_tls(exc, host), remedy="")
     if isinstance(exc, TimeoutError):
-        return EdgeUnreachableError(url, f"no answer within {timeout_s:g} s")
+        return TimedOutError(url, f"no answer within {timeout_s:g} s")
     if parts.scheme == "wss" and not isinstance(exc, ConnectionRefusedError | socket.gaierror):
         alert = _alert(host, parts.port or 443, credentials.ssl_context(url))
         if alert is not None:

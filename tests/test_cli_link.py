@@ -357,7 +357,7 @@ def wait_until_busy(edge: Edge) -> None:
     import urllib.request
 
     end = time.monotonic() + 20
-    while b"aecnn_in_flight 1.0" not in urllib.request.urlopen(edge.http + "/metrics").read():
+    while b"\naecnn_in_flight 0.0" in urllib.request.urlopen(edge.http + "/metrics").read():
         assert time.monotonic() < end
         time.sleep(0.01)
 

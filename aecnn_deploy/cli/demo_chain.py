@@ -178,7 +178,12 @@ def _device(bundle: Path, url: str, variant: str, source: Path) -> list[dict[str
     """A device process over all photographs: its report's images."""
     command = [*_COMMAND, "run-device", str(bundle), "--edge", url, "--source", str(source)]
     done = subprocess.run(
-        [*command, "--variant", variant, "--json"], capture_output=True, text=True, timeout=_RUN_S, check=False
+        # One after the other: the demo tells what one photograph takes.
+        [*command, "--variant", variant, "--json", "--in-flight", "1"],
+        capture_output=True,
+        text=True,
+        timeout=_RUN_S,
+        check=False,
     )
     if done.returncode != 0:
         raise AecnnError(f"the device process ended with status {done.returncode}: {done.stderr.strip()[-300:]}")

@@ -1,13 +1,18 @@
 """``aecnn-deploy run-device``: classify images with a head here and its tail on an edge."""
 
+import io
+import json
 import sys
-from typing import TYPE_CHECKING, Annotated, Any
+from dataclasses import asdict
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 
 import typer
 
 from aecnn_deploy.cli.bundle_argument import BundleArgument, open_named
-from aecnn_deploy.cli.console import print_json
+from aecnn_deploy.cli.console import print_json, say
 from aecnn_deploy.cli.guard_options import CaOption, CertOption, DeviceTokenOption, KeyOption
+from aecnn_deploy.cli.service import log_warnings, stop_on_sigterm
 from aecnn_deploy.cli.source_options import (
     DecodeThreadsOption,
     FpsOption,
@@ -17,13 +22,30 @@ from aecnn_deploy.cli.source_options import (
     StallOption,
     source_settings,
 )
+from aecnn_deploy.errors import SettingsError
 
 if TYPE_CHECKING:
-    from aecnn_deploy.runtimes.device_client import ImageReport, RunReport
+    from collections.abc import Callable
+
+    from aecnn_deploy.runtimes.run_report import ImageReport, RunReport
 
 EXAMPLE = "Example: aecnn-deploy run-device bundle --edge ws://192.168.1.20:8765 --source photos/"
 
 _HEADER = f"{'image':<22} {'label':<20} {'score':>5} {'bytes':>6} {'device':>6} {'link':>6} {'edge':>6}"
+
+
+class Policy(StrEnum):
+    """What becomes of a frame that waits for the head when a newer one is there."""
+
+    LATEST = "latest"
+    ALL = "all"
+
+
+class Fallback(StrEnum):
+    """What is done with a frame that the edge gives no result for."""
+
+    LOCAL = "local"
+    NONE = "none"
 
 
 def register(app: typer.Typer) -> None:
@@ -36,7 +58,10 @@ def run_device(
     edge: Annotated[str, typer.Option(help="Where the edge is: ws://HOST:PORT, wss://, http:// or https://.")],
     source: SourceOption,
     variant: Annotated[str | None, typer.Option(help="Variant to run; the bundle's first if not given.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document at the end.")] = False,
+    as_jsonl: Annotated[
+        bool, typer.Option("--jsonl", help="Print a line of JSON for each image, and a last one with the summary.")
+    ] = False,
     head: Annotated[
         str, typer.Option(help="Precision of the head: fp32, int8, or auto: the faster ('calibrate device').")
     ] = "auto",
@@ -67,6 +92,16 @@ def run_device(
     stall_s: StallOption = 10.0,
     source_retry: RetryOption = False,
     decode_threads: DecodeThreadsOption = 1,
+    in_flight: Annotated[
+        int, typer.Option(help="Requests without an answer at a time; 1: one image after the other.")
+    ] = 4,
+    policy: Annotated[
+        Policy | None,
+        typer.Option(help="latest: a newer frame replaces one that waits for the head; all: none is dropped."),
+    ] = None,
+    fallback: Annotated[
+        Fallback, typer.Option(help="local: the unsplit model runs here while the edge is away.")
+    ] = Fallback.NONE,
 ) -> None:
     """Classify images: the head runs here, the edge does the rest.
 
@@ -76,6 +111,8 @@ def run_device(
     from aecnn_deploy.runtimes import device_client
     from aecnn_deploy.runtimes.credentials import Credentials
 
+    if as_json and as_jsonl:
+        raise SettingsError("--json is one document and --jsonl a line for each image; choose one of them")
     settings = device_client.DeviceSettings(
         edge=edge,
         variant=variant,
@@ -88,10 +125,15 @@ def run_device(
         timeout_s=timeout_s,
         name=name,
         credentials=Credentials(ca, cert, key, token_file),
+        in_flight=in_flight,
+        policy=policy.value if policy is not None else None,
+        fallback=fallback.value,
     )
     table = _Table()
-    watchers = [] if as_json else [table.row]
-    if log_format is not None:
+    watchers: "list[Callable[[ImageReport], None]]" = [] if as_json else [_line if as_jsonl else table.row]
+    if log_format is None:
+        log_warnings("aecnn_deploy.device", "aecnn_deploy.device.source")
+    else:
         from aecnn_deploy.runtimes.device_log import log_image
         from aecnn_deploy.runtimes.log_lines import LogSettings, configure_logging
 
@@ -102,24 +144,43 @@ def run_device(
         for watch in watchers:
             watch(image)
 
-    report = device_client.run_device(
-        open_named(bundle),
-        settings,
-        source,
-        stdin=sys.stdin.buffer,
-        source_settings=source_settings(fps, realtime, stall_s, source_retry, decode_threads),
-        limit=limit,
-        on_image=done,
-    )
+    with stop_on_sigterm() as stop:
+        report = device_client.run_device(
+            open_named(bundle),
+            settings,
+            source,
+            stdin=_stdin(),
+            source_settings=source_settings(fps, realtime, stall_s, source_retry, decode_threads),
+            limit=limit,
+            on_image=done,
+            stop=stop,
+            keep=as_json,
+        )
     if as_json:
         print_json(report.document())
+    elif as_jsonl:
+        _print(json.dumps(report.ending(), ensure_ascii=False))
     else:
         table.end(report)
         if explain:
             _explain(report.coders)
-    if report.interrupted:
+    if report.error is not None:
+        say(f"error: {report.error}")
+    if report.interrupted and not stop.is_set():
         raise typer.Exit(130)
-    raise typer.Exit(1 if report.summary()["failed"] else 0)
+    raise typer.Exit(1 if report.faults or report.error is not None else 0)
+
+
+def _stdin() -> BinaryIO:
+    """Standard input by a reader of its own: a thread may still wait in it when Python ends, and must not hold
+    ``sys.stdin``'s lock then."""
+    if sys.stdin is None:  # closed before Python began
+        return io.BytesIO()
+    return open(sys.stdin.fileno(), "rb", closefd=False)
+
+
+def _line(image: "ImageReport") -> None:
+    _print(json.dumps(asdict(image), ensure_ascii=False))
 
 
 def _explain(choice: "dict[str, Any] | None") -> None:
@@ -153,22 +214,26 @@ class _Table:
             _print(_HEADER)
             self._begun = True
         name = _fitted(image.source, 22)
+        if image.failure == "dropped":
+            _print(f"{name:<22} dropped")
+            return
         if image.status == "failed":
             _print(f"{name:<22} failed: {_printable(image.error or '')}")
             return
+        size = image.path if image.wire_bytes is None else image.wire_bytes
         _print(
-            f"{name:<22} {_fitted(image.label or '', 20, from_left=True):<20} {image.score:5.3f} {image.wire_bytes:6d} "
+            f"{name:<22} {_fitted(image.label or '', 20, from_left=True):<20} {image.score:5.3f} {size:>6} "
             f"{image.device_ms:6.1f} {image.link_ms:6.1f} {image.edge_ms:6.1f}"
         )
 
     def end(self, report: "RunReport") -> None:
         summary = report.summary()
         line = f"{summary['ok']} ok, {summary['failed']} failed"
+        line += "".join(f", {summary[key]} {key}" for key in ("dropped", "local") if summary[key])
+        if summary["wire_bytes_mean"] is not None:
+            line += f"; mean {summary['wire_bytes_mean']:.0f} bytes"
         if summary["ok"]:
-            line += (
-                f"; mean {summary['wire_bytes_mean']:.0f} bytes; "
-                f"total p50 {summary['total_ms_p50']:.1f} ms, p99 {summary['total_ms_p99']:.1f} ms"
-            )
+            line += f"; total p50 {summary['total_ms_p50']:.1f} ms, p99 {summary['total_ms_p99']:.1f} ms"
         _print(line + ("; interrupted" if report.interrupted else ""))
 
 

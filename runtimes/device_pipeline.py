@@ -1,0 +1,123 @@
+"""A device's run as a pipeline: capture and decoding, the head, the link and the unsplit model overlap in threads.
+
+    capture ─► [to head] ─► head ─► [to link] ─► link ─► in flight ─► receiver ─┐
+                                       ▲  again │                               ├─► told, in order
+                                       └────────┼── lost ◄──────────────────────┤
+                                                └─► [to local] ─► unsplit model ┘
+
+Every frame that is captured gets exactly one outcome: ``FrameLedger`` counts, and refuses a second one. One lock guards
+all queues and states; models, coders and sockets run without it. Queues hold a frame or two, so that a stage that is
+slow holds up the ones before it, and not memory.
+"""
+
+import random
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from threading import Event
+
+from aecnn_deploy.bundle.reader import Bundle
+from aecnn_deploy.errors import AecnnError
+from aecnn_deploy.runtimes.backoff import Backoff
+from aecnn_deploy.runtimes.coder_choice import LinkRate
+from aecnn_deploy.runtimes.device_head import DeviceHead, hello_of
+from aecnn_deploy.runtimes.device_link import EdgeLink
+from aecnn_deploy.runtimes.device_settings import DeviceSettings
+from aecnn_deploy.runtimes.edge_sessions import EdgeSessions
+from aecnn_deploy.runtimes.frame_desk import FrameDesk
+from aecnn_deploy.runtimes.local_model import LocalModel
+from aecnn_deploy.runtimes.pipeline_stages import PipelineStages, close_source
+from aecnn_deploy.runtimes.plane_coder import PlaneCoder
+from aecnn_deploy.runtimes.run_report import ImageReport, RunReport, RunTotals
+from aecnn_deploy.runtimes.source import SourceImage
+from aecnn_deploy.runtimes.tracing import DeviceTracer
+
+
+def run_frames(
+    bundle: Bundle,
+    settings: DeviceSettings,
+    frames: Iterable[SourceImage],
+    *,
+    live: bool | None = False,
+    on_image: Callable[[ImageReport], None] = lambda _: None,
+    stop: Event | None = None,
+    keep: bool = True,
+    limit: int | None = None,
+) -> RunReport:
+    """Classify ``frames`` (at most ``limit``); ``on_image`` hears of each from this thread, in the order of capture.
+
+    ``live``: frames are of now, and the newest counts (``settings.policy``); None: what ``frames.live`` says, which is
+    asked by the thread that reads them, since a pipe may have to be waited for. ``stop``, when set, ends the capture:
+    what is in flight may end, the rest fails by ``interrupted``; so does Ctrl-C, and a second one abandons what is in
+    flight. Without ``keep`` the report has no images, and nothing grows with their number. ``frames`` is read, and
+    closed if it has a ``close``, by a thread of its own; one that is being read at the end is left to itself.
+
+    A SourceError while reading ends the run and stands in the report, as long as any frame was captured. Raises, before
+    anything is read: SettingsError, BundleError, RunnerError, CodecError, MissingExtraError; without a fallback
+    EdgeUnreachableError and SessionRefusedError. SourceError: no frame came.
+    """
+    with ExitStack() as stack:
+        closing = stack.enter_context(ExitStack())
+        closing.callback(close_source, frames)
+        head = DeviceHead(bundle, settings)
+        rate = LinkRate()
+        coder = PlaneCoder(bundle, head.variant, rate, coder=settings.coder, level=settings.zstd_level)
+        local = LocalModel(bundle, settings) if settings.fallback == "local" else None
+        hello = hello_of(bundle, settings)
+        tracer = DeviceTracer()
+        stack.callback(tracer.close)
+
+        def make_link() -> EdgeLink:
+            return EdgeLink(
+                settings.edge,
+                hello,
+                timeout_s=settings.timeout_s,
+                limits=settings.limits,
+                rate=rate,
+                session_trace=tracer.session,
+                credentials=settings.credentials,
+            )
+
+        desk = FrameDesk(
+            settings,
+            url=make_link().url,
+            variant=head.variant.id,
+            precision=head.precision,
+            labels=tuple(bundle.manifest.labels),
+            local=local,
+            latest=(settings.policy or ("latest" if live else "all")) == "latest",
+            tracer=tracer,
+        )
+        sessions = EdgeSessions(
+            desk.lock,
+            make_link,
+            coder,
+            desk,
+            in_flight=settings.in_flight,
+            timeout_s=settings.timeout_s,
+            backoff=Backoff(random.Random(settings.seed), longest_s=settings.longest_pause_s),
+        )
+        stack.callback(sessions.close)
+        try:
+            sessions.open_first()
+        except AecnnError:
+            if local is None:
+                raise
+        stack.enter_context(head)
+        if local is not None:
+            stack.enter_context(local)
+        pipeline = PipelineStages(bundle, settings, desk, sessions, coder, head, local)
+        stack.callback(pipeline.close)
+        closing.pop_all()  # the thread that reads them closes them
+        pipeline.start(frames, limit, ask_live=live is None and settings.policy is None)
+        images: list[ImageReport] = []
+        totals = RunTotals()
+
+        def tell(image: ImageReport) -> None:
+            totals.add(image)
+            if keep:
+                images.append(image)
+            on_image(image)
+
+        interrupted = pipeline.tell_all(tell, stop)
+        error = pipeline.source_error()
+    return RunReport(bundle.id, images, interrupted, coder.explain(), totals, error)

@@ -1,0 +1,333 @@
+"""The threads of a pipelined run, one for each stage, and the telling of what became of each frame."""
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+from threading import Event, Thread
+
+from aecnn_deploy.bundle.reader import Bundle
+from aecnn_deploy.codec import Planes
+from aecnn_deploy.errors import AecnnError, LinkLostError, SourceError
+from aecnn_deploy.runtimes.device_head import DeviceHead
+from aecnn_deploy.runtimes.device_settings import DeviceSettings
+from aecnn_deploy.runtimes.edge_sessions import EdgeSessions, Session, Way
+from aecnn_deploy.runtimes.frame_desk import FrameDesk
+from aecnn_deploy.runtimes.frame_failure import Failure
+from aecnn_deploy.runtimes.frames import read_frame
+from aecnn_deploy.runtimes.interrupts import Interrupts
+from aecnn_deploy.runtimes.local_model import LocalModel
+from aecnn_deploy.runtimes.moving_frame import MovingFrame, Sent
+from aecnn_deploy.runtimes.plane_coder import Answered, PlaneCoder
+from aecnn_deploy.runtimes.run_report import ImageReport
+from aecnn_deploy.runtimes.source import Source, SourceImage
+
+BROKEN_OFF = "the run was broken off"
+
+_POLL_S = 0.1  # how often ``stop`` and Ctrl-C are looked at: they wake nobody who waits for something else
+_LEAVE_S = 1.0  # for a source that is being read when the run ends
+_STAGE_S = 30.0  # for a model that runs when the run ends
+
+
+class PipelineStages:
+    """The threads of one run, one for each stage."""
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        settings: DeviceSettings,
+        desk: FrameDesk,
+        sessions: EdgeSessions,
+        coder: PlaneCoder,
+        head: DeviceHead,
+        local: LocalModel | None,
+    ) -> None:
+        self._input, self._settings = bundle.manifest.input, settings
+        self._desk, self._sessions, self._coder, self._head, self._local = desk, sessions, coder, head, local
+        self._source_error: BaseException | None = None
+        self._threads: list[Thread] = []
+        self._frames: Iterable[SourceImage] = ()
+
+    def start(self, frames: Iterable[SourceImage], limit: int | None, *, ask_live: bool = False) -> None:
+        """Begin to capture. ``ask_live``: the source says whether its newest frame is the one that counts."""
+        self._frames = frames
+        self._sessions.start()
+        stages = {"watch": self._watch, "head": self._run_head, "link": self._run_link}
+        if self._local is not None:
+            stages["local"] = self._run_local
+        stages["capture"] = lambda: self._capture(frames, limit, ask_live)  # the last one, for ``close``
+        for name, stage in stages.items():
+            thread = Thread(target=self._guarded, args=(stage,), name=f"aecnn-{name}", daemon=True)
+            self._threads.append(thread)
+            thread.start()
+
+    def tell_all(self, tell: Callable[[ImageReport], None], stop: Event | None) -> bool:
+        """Tell of every frame in order, until the last has its outcome; whether the run was ended before its source."""
+        desk = self._desk
+        with Interrupts() as interrupts:
+            while (following := self._next(interrupts, stop)) is not None:
+                number, report = following
+                tell(report)
+                with desk.lock:
+                    desk.ledger.tell(number)
+                    desk.capture_turn.notify()
+        if desk.defect is not None:
+            raise desk.defect
+        return desk.stopping
+
+    def source_error(self) -> str | None:
+        """Why the source ended before its end. Raises it where no frame came of it, and what is no SourceError."""
+        error = self._source_error
+        if error is not None and (not isinstance(error, SourceError) or not self._desk.ledger.captured):
+            raise error
+        return None if error is None else str(error)
+
+    def close(self) -> None:
+        """End the threads; a source that is being read is told to end, or left to itself."""
+        if isinstance(self._frames, Source):
+            self._frames.close()
+        with self._desk.lock:
+            self._desk.abandon_locked(Failure.INTERRUPTED, BROKEN_OFF)
+            self._desk.closing = True
+            self._desk.notify_all_locked()
+        self._sessions.close()
+        *stages, capture = self._threads
+        for thread in stages:
+            thread.join(_STAGE_S)
+        capture.join(_LEAVE_S)
+
+    def _next(self, interrupts: Interrupts, stop: Event | None) -> tuple[int, ImageReport] | None:
+        """The next frame to tell of; None at the end."""
+        desk = self._desk
+        with desk.lock:
+            while True:
+                if interrupts.count or (stop is not None and stop.is_set()):
+                    desk.stop_locked()
+                if interrupts.count > 1:
+                    desk.abandon_locked(Failure.INTERRUPTED, BROKEN_OFF)
+                following = desk.ledger.next_told()
+                if following is not None or desk.finished_locked():
+                    return following
+                desk.told_turn.wait(_POLL_S)
+
+    def _guarded(self, stage: Callable[[], None]) -> None:
+        try:
+            stage()
+        except BaseException as exc:
+            with self._desk.lock:
+                self._desk.on_defect(exc)
+
+    def _capture(self, frames: Iterable[SourceImage], limit: int | None, ask_live: bool) -> None:
+        desk = self._desk
+        try:
+            if ask_live and self._is_live(frames):
+                with desk.lock:
+                    desk.take_latest_locked()
+            images = islice(frames, limit)
+            while (image := self._next_image(images)) is not None:
+                now_s = time.perf_counter()
+                captured_s: float = getattr(image, "captured_s", None) or now_s
+                with desk.lock:
+                    if desk.stopping:
+                        return
+                    frame = desk.capture_locked(image.name, captured_s)
+                frame.queue_s = max(0.0, now_s - captured_s)
+                self._decode(frame, image, now_s)
+                with desk.lock:
+                    if not desk.wait_to_capture_locked():
+                        return
+        finally:
+            close_source(frames)
+            with desk.lock:
+                desk.captured_all = True
+                desk.told_turn.notify()
+
+    def _is_live(self, frames: Iterable[SourceImage]) -> bool:
+        try:
+            return isinstance(frames, Source) and frames.live
+        except Exception as exc:  # as in ``_next_image``: reading it meets the same
+            self._source_error = exc
+            return False
+
+    def _next_image(self, images: Iterator[SourceImage]) -> SourceImage | None:
+        """None at the end of the source, whichever it is."""
+        try:
+            return next(images, None)
+        except Exception as exc:  # the source's, not ours: what was captured goes its way
+            self._source_error = exc
+            return None
+
+    def _decode(self, frame: MovingFrame, image: SourceImage, began_s: float) -> None:
+        desk = self._desk
+        try:
+            frame.pixels = read_frame(image.content, self._input, name=image.name)
+        except AecnnError as exc:
+            with desk.lock:
+                desk.fail_locked(frame, exc)
+            return
+        done_s = time.perf_counter()
+        frame.read_s, frame.decoded_s = done_s - began_s, done_s
+        with desk.lock:
+            desk.decoded_locked(frame, done_s)
+
+    def _run_head(self) -> None:
+        desk = self._desk
+        while True:
+            with desk.lock:
+                frame = self._next_for_head()
+                if frame is None:
+                    return
+                pixels = frame.pixels
+                if self._local is None:
+                    frame.pixels = None
+            assert pixels is not None
+            began_s = time.perf_counter()
+            try:
+                frame.planes = self._head.planes(pixels)
+            except AecnnError as exc:
+                with desk.lock:
+                    desk.fail_locked(frame, exc)
+                continue
+            done_s = time.perf_counter()
+            frame.head_s, frame.headed_s = done_s - began_s, done_s
+            with desk.lock:
+                desk.headed_locked(frame, done_s)
+
+    def _next_for_head(self) -> MovingFrame | None:
+        """The next frame that has a way to the edge, None at the end. Frames without one are seen off."""
+        desk = self._desk
+        while not desk.closing:
+            if desk.to_head:
+                now_s = time.perf_counter()
+                route = self._sessions.route_locked(now_s)
+                away = route.way is Way.AWAY
+                if desk.room_for_local_locked() if away else not desk.to_link:
+                    frame = desk.to_head.popleft()
+                    frame.taken(now_s)
+                    desk.capture_turn.notify()
+                    if not away:
+                        return frame
+                    desk.no_way_locked(frame, route)  # before the head's work, which would be for nothing
+                    continue
+            desk.head_turn.wait()
+        return None
+
+    def _run_link(self) -> None:
+        desk, used = self._desk, None
+        while True:
+            with desk.lock:
+                frame, session = self._next_to_send()
+                if frame is None or session is None:
+                    return
+                self._sessions.heard_locked()
+                last = None if frame.key_frame or len(session.in_flight) >= session.terms.references else session.last
+                planes = frame.planes
+            if planes is None:  # its time was over while it was taken
+                continue
+            if used is not session:
+                self._coder.use(session.terms)
+                used = session
+            self._send(frame, session, planes, last)
+
+    def _next_to_send(self) -> tuple[MovingFrame | None, Session | None]:
+        """The next frame, and the session that takes it; none at the end. Frames without a way are seen off."""
+        desk = self._desk
+        while not desk.closing:
+            queue = desk.again or desk.to_link
+            if queue:
+                now_s = time.perf_counter()
+                route = self._sessions.route_locked(now_s)
+                if route.way is Way.AWAY:
+                    desk.no_way_locked(queue.popleft(), route)
+                    desk.head_turn.notify()
+                    continue
+                if route.way is Way.OPEN and (session := self._sessions.room_locked()) is not None:
+                    frame = queue.popleft()
+                    if frame.first_sent_s is None:
+                        frame.taken(now_s)
+                    desk.head_turn.notify()
+                    return frame, session
+            desk.link_turn.wait()
+        return None, None
+
+    def _send(self, frame: MovingFrame, session: Session, planes: Planes, last: Answered | None) -> None:
+        desk, link = self._desk, session.link
+        began_s = time.perf_counter()
+        try:
+            chosen, encoded = self._coder.encode(planes, request_id=link.next_request_id, last=last)
+            now_s = time.perf_counter()
+            frame.encode_s += now_s - began_s
+            frame.encoded_s = now_s
+            left_ms = frame.time_left_ms(self._settings.deadline_ms, now_s)
+            with desk.lock:
+                if not desk.ledger.is_open(frame.number):
+                    return
+                if session.ended or session.leaving or desk.stopping:
+                    desk.put_back_locked(frame)
+                    return
+                request_id, message = link.prepare(self._coder.variant_index, encoded, deadline_ms=left_ms)
+                ids = (link.trace, request_id) if link.trace is not None else None
+                sent = Sent(frame, planes, chosen, encoded.coder, len(message), time.perf_counter(), ids)
+                desk.send_locked(frame, sent)
+                self._sessions.register_locked(session, request_id, sent)
+        except LinkLostError as exc:  # the edge is leaving, and the receiver has not told yet
+            with desk.lock:
+                self._sessions.leave_locked(session, exc)
+                desk.put_back_locked(frame)
+            return
+        except AecnnError as exc:
+            with desk.lock:
+                desk.fail_locked(frame, exc)
+            return
+        try:
+            link.send(message)
+        except LinkLostError as exc:
+            with desk.lock:
+                self._sessions.lost_locked(session, exc)
+
+    def _run_local(self) -> None:
+        desk, local = self._desk, self._local
+        assert local is not None
+        while True:
+            with desk.lock:
+                while not desk.to_local and not desk.closing:
+                    desk.local_turn.wait()
+                if desk.closing:
+                    return
+                frame = desk.to_local.popleft()
+                began_s = time.perf_counter()
+                frame.taken(began_s)
+                pixels = frame.pixels
+                desk.head_turn.notify()
+            assert pixels is not None
+            try:
+                best = local.best(pixels)
+            except AecnnError as exc:
+                with desk.lock:
+                    desk.local_failed_locked(frame, exc)
+                continue
+            done_s = time.perf_counter()
+            with desk.lock:
+                desk.local_done_locked(frame, best, done_s - began_s, done_s)
+
+    def _watch(self) -> None:
+        """Look after what must not take longer."""
+        desk = self._desk
+        with desk.lock:
+            while not desk.closing:
+                now_s = time.perf_counter()
+                desk.overdue_locked(now_s)
+                self._sessions.overdue_locked(now_s)
+                route = self._sessions.route_locked(now_s)
+                if route.until_s is None and (desk.to_head or desk.to_link or desk.again):
+                    desk.head_turn.notify()
+                    desk.link_turn.notify()
+                dues = [due for due in (self._sessions.due_s_locked(), route.until_s) if due is not None]
+                due_s = desk.watch_until_locked(min(dues, default=None))
+                desk.watch_turn.wait(None if due_s is None else max(0.0, due_s - time.perf_counter()))
+
+
+def close_source(frames: Iterable[SourceImage]) -> None:
+    """Close what has a ``close``: a camera, a generator; nobody may be reading it."""
+    close = getattr(frames, "close", None)
+    if close is not None:
+        close()
