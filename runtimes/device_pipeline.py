@@ -17,6 +17,7 @@ from threading import Event
 
 from aecnn_deploy.bundle.reader import Bundle
 from aecnn_deploy.errors import AecnnError
+from aecnn_deploy.runtimes.backoff import Backoff
 from aecnn_deploy.runtimes.coder_choice import LinkRate
 from aecnn_deploy.runtimes.device_head import DeviceHead, hello_of
 from aecnn_deploy.runtimes.device_link import EdgeLink
@@ -79,7 +80,7 @@ def run_frames(
             desk,
             in_flight=settings.in_flight,
             timeout_s=settings.timeout_s,
-            rng=random.Random(settings.seed),
+            backoff=Backoff(random.Random(settings.seed), longest_s=settings.longest_pause_s),
         )
         stack.callback(sessions.close)
         try:

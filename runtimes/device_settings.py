@@ -5,6 +5,7 @@ from typing import Literal
 
 from aecnn_deploy.codec import DEFAULT_LEVEL
 from aecnn_deploy.errors import SettingsError
+from aecnn_deploy.runtimes.backoff import FIRST_S, LONGEST_S
 from aecnn_deploy.runtimes.head_choice import AUTO, check_precision
 from aecnn_deploy.runtimes.plane_coder import SMALLEST, check_coder
 from aecnn_deploy.wire import WireLimits
@@ -34,6 +35,7 @@ class DeviceSettings:
     in_flight: int = DEFAULT_IN_FLIGHT  # requests without an answer, if the edge allows as many; 1: one after the other
     policy: Policy | None = None  # of frames that wait for the head; None: "latest" for live sources, else "all"
     fallback: Fallback = "none"
+    longest_pause_s: float = LONGEST_S  # between attempts at an edge that is away
     seed: int | None = None  # of the pauses between attempts at an edge that is away
 
     def __post_init__(self) -> None:
@@ -45,6 +47,8 @@ class DeviceSettings:
             raise SettingsError(f"deadline_ms is {self.deadline_ms}, expected a positive number of milliseconds")
         if not 0 < self.timeout_s < 1e6:
             raise SettingsError(f"timeout_s is {self.timeout_s}, expected a positive number of seconds")
+        if not FIRST_S <= self.longest_pause_s < 1e6:
+            raise SettingsError(f"longest_pause_s is {self.longest_pause_s}, expected {FIRST_S} seconds or more")
         if not 1 <= self.in_flight <= 255:
             raise SettingsError(f"in_flight is {self.in_flight}, expected 1 (one after the other) to 255")
         if self.policy not in (None, *POLICIES):

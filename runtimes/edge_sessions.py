@@ -5,7 +5,6 @@ session receives, and the pipeline's own thread sends. Of time the pipeline tell
 """
 
 import logging
-import random
 import time
 from collections import deque
 from collections.abc import Callable
@@ -113,11 +112,11 @@ class EdgeSessions:
         *,
         in_flight: int,
         timeout_s: float,
-        rng: random.Random,
+        backoff: Backoff,
     ) -> None:
         self._lock, self._make_link, self._coder, self._listener = lock, make_link, coder, listener
         self._in_flight, self._timeout_s = in_flight, timeout_s
-        self._backoff = Backoff(rng)
+        self._backoff = backoff
         self._wake = Condition(lock)
         self._current: Session | None = None
         self._alive: set[Session] = set()  # with those that are leaving

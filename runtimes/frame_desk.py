@@ -99,7 +99,7 @@ class FrameDesk:
                 )
         frame.waits(now_s)
         self.to_head.append(frame)
-        self.arm_locked(frame.deadline_s)
+        self.arm_locked(self._late_s(frame))
         self.head_turn.notify()
 
     # The ways on
@@ -110,7 +110,7 @@ class FrameDesk:
             return
         frame.waits(now_s)
         self.to_link.append(frame)
-        self.arm_locked(frame.deadline_s)
+        self.arm_locked(self._late_s(frame))
         self.link_turn.notify()
 
     def put_back_locked(self, frame: MovingFrame) -> None:
@@ -126,10 +126,9 @@ class FrameDesk:
         if frame.first_sent_s is None:
             frame.first_sent_s = sent.began_s
             frame.give_up_s = sent.began_s + self.settings.timeout_s
-            if frame.deadline_s is not None:
-                late_s = frame.deadline_s - self._local_s() if self._local is not None else frame.deadline_s
-                late_s = late_s if late_s > sent.began_s else frame.deadline_s
-                frame.give_up_s = min(frame.give_up_s, late_s)
+            late_s = self._late_s(frame)
+            if late_s is not None:
+                frame.give_up_s = min(frame.give_up_s, late_s if late_s > sent.began_s else frame.deadline_s or late_s)
         self._flying[frame.number] = frame
         self.arm_locked(frame.give_up_s)
 
@@ -143,7 +142,7 @@ class FrameDesk:
         if isinstance(error, EdgeUnreachableError):
             failure = Failure.UNREACHABLE
             if frame.lost is not None:
-                failure, error = Failure.LINK_LOST, LinkLostError(self._url, f"{frame.lost.why}; again: {error.why}")
+                failure, error = _lost(frame.lost, f"{frame.lost.why}; again: {error.why}")
         elif isinstance(error, SessionRefusedError | RequestFailedError):
             failure = failure_of(error)
         else:
@@ -243,7 +242,7 @@ class FrameDesk:
     def watch_until_locked(self, due_s: float | None) -> float | None:
         """When the watch has to look again, ``due_s`` included; None: when it is told."""
         dues = [frame.give_up_s for frame in chain(self._flying.values(), self.again) if frame.give_up_s]
-        dues += [frame.deadline_s for frame in self._waiting() if frame.deadline_s is not None]
+        dues += [late_s for frame in self._waiting() if (late_s := self._late_s(frame)) is not None]
         if due_s is not None:
             dues.append(due_s)
         self._armed_s = min(dues, default=float("inf"))
@@ -293,7 +292,8 @@ class FrameDesk:
             frame, before = sent.frame, sent.frame.lost
             frame.lost, frame.alone = error, True  # differences refer to nothing in a new session
             if before is not None or self.stopping:
-                self.fail_locked(frame, LinkLostError(self._url, error.why), Failure.LINK_LOST)
+                failure, why = _lost(error, error.why)
+                self.fail_locked(frame, why, failure)
             else:
                 self._land_locked(frame)
                 self.again.append(frame)
@@ -341,8 +341,8 @@ class FrameDesk:
         return chain(self.to_head, self.to_link, self.again)
 
     def _is_late(self, frame: MovingFrame, now_s: float) -> bool:
-        by_deadline = frame.deadline_s is not None and now_s >= frame.deadline_s
-        return by_deadline or (frame.first_sent_s is not None and now_s >= frame.give_up_s)
+        late_s = self._late_s(frame)
+        return (late_s is not None and now_s >= late_s) or (frame.first_sent_s is not None and now_s >= frame.give_up_s)
 
     def _too_late(self, frame: MovingFrame, now_s: float) -> AecnnError:
         timeout_s = self.settings.timeout_s
@@ -352,11 +352,21 @@ class FrameDesk:
         what = "not sent" if frame.first_sent_s is None else "no answer yet"
         return RequestFailedError(Failure.DEADLINE, f"{what} after {used_ms:.1f} of {self.settings.deadline_ms:g} ms")
 
-    def _local_s(self) -> float:
-        """What the unsplit model is given, to be done in time."""
-        return 0.0 if self._local is None else self._local.cost_s * _LOCAL_MARGIN + _LOCAL_MARGIN_S
+    def _late_s(self, frame: MovingFrame) -> float | None:
+        """When it is too late for the edge: at the deadline, or as long before as the unsplit model takes."""
+        if frame.deadline_s is None or self._local is None:
+            return frame.deadline_s
+        late_s = frame.deadline_s - self._local.cost_s * _LOCAL_MARGIN - _LOCAL_MARGIN_S
+        return late_s if late_s > frame.captured_s else frame.deadline_s
 
     def _local_in_time(self, frame: MovingFrame, now_s: float) -> bool:
         if self._local is None or frame.pixels is None:
             return False
         return frame.deadline_s is None or now_s + self._local.cost_s <= frame.deadline_s
+
+
+def _lost(error: EdgeUnreachableError, why: str) -> tuple[Failure, EdgeUnreachableError]:
+    """What a frame fails by whose connection ended by ``error``, in these words."""
+    if isinstance(error, TimedOutError):
+        return Failure.TIMEOUT, TimedOutError(error.url, why)
+    return Failure.LINK_LOST, LinkLostError(error.url, why)
