@@ -31,7 +31,7 @@ INTERRUPTED = "the run was ended before this frame was done"
 _MOST_UNTOLD = 256  # frames that are done and wait for an older one; capture waits then
 _LOCAL_QUEUE = 2
 _LOCAL_MARGIN = 1.25  # of the unsplit model's usual time, to be done in time
-_LOCAL_MARGIN_S = 0.005
+_LOCAL_SHARE = 0.05  # of the deadline, for waking up and for a processor that is busy with the head
 
 
 class FrameDesk:
@@ -356,7 +356,8 @@ class FrameDesk:
         """When it is too late for the edge: at the deadline, or as long before as the unsplit model takes."""
         if frame.deadline_s is None or self._local is None:
             return frame.deadline_s
-        late_s = frame.deadline_s - self._local.cost_s * _LOCAL_MARGIN - _LOCAL_MARGIN_S
+        margin_s = _LOCAL_SHARE * (frame.deadline_s - frame.captured_s)
+        late_s = frame.deadline_s - self._local.cost_s * _LOCAL_MARGIN - margin_s
         return late_s if late_s > frame.captured_s else frame.deadline_s
 
     def _local_in_time(self, frame: MovingFrame, now_s: float) -> bool:

@@ -1,5 +1,6 @@
 """The device's pipeline: order, overlap, policies, and how a run ends."""
 
+import dataclasses
 import gc
 import io
 import json
@@ -20,6 +21,8 @@ from websockets.sync.server import ServerConnection
 from aecnn_deploy.bundle.reader import Bundle, open_bundle
 from aecnn_deploy.errors import SettingsError, SourceError
 from aecnn_deploy.runtimes.device_client import DeviceSettings, ImageReport, run_device
+from aecnn_deploy.runtimes.frame_failure import Failure
+from aecnn_deploy.runtimes.run_report import RunTotals
 from aecnn_deploy.runtimes.sources import SourceImage
 from aecnn_deploy.wire import EdgeSession, Failed
 from tests.bundles import COMMAND, command, environment, make_bundle, make_photos, one_line, serving
@@ -429,3 +432,9 @@ def test_run_device_gives_a_folder_in_order(bundle: Bundle, tmp_path: Path) -> N
         report = run_device(bundle, DeviceSettings(edge.url), str(tmp_path / "photos"), stdin=io.BytesIO(), limit=7)
     assert [image.source for image in report.images] == [os.fspath(photo) for photo in photos[:7]]
     assert report.summary()["split"] == 7
+
+
+def test_the_page_names_every_failure_and_every_key() -> None:
+    text = (Path(__file__).resolve().parents[1] / "docs" / "device.md").read_text()
+    keys = [field.name for field in dataclasses.fields(ImageReport)] + list(RunTotals().summary())
+    assert [name for name in (*Failure, *keys) if f"`{name}`" not in text] == []
