@@ -190,6 +190,7 @@ class EdgeLink:
                 with self._session_lock:
                     message = self._session.goodbye("done")
                 connection.send(message)
+            with suppress(Exception):
                 connection.close()
 
     def close(self) -> None:

@@ -72,6 +72,7 @@ def run_frames(
             precision=head.precision,
             labels=tuple(bundle.manifest.labels),
             local=local,
+            latest=(settings.policy or ("latest" if live else "all")) == "latest",
         )
         sessions = EdgeSessions(
             desk.lock,
@@ -91,7 +92,7 @@ def run_frames(
         stack.enter_context(head)
         if local is not None:
             stack.enter_context(local)
-        pipeline = PipelineStages(bundle, settings, desk, sessions, coder, head, local, live=live)
+        pipeline = PipelineStages(bundle, settings, desk, sessions, coder, head, local)
         stack.callback(pipeline.close)
         closing.pop_all()  # the thread that reads them closes them
         pipeline.start(frames, limit)

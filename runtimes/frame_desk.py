@@ -35,7 +35,11 @@ _LOCAL_SHARE = 0.05  # of the deadline, for waking up and for a processor that i
 
 
 class FrameDesk:
-    """Queues, ledger and decisions of one run. ``url``: the edge's, for messages; ``local``: None is no fallback."""
+    """Queues, ledger and decisions of one run.
+
+    ``url``: the edge's, for messages. ``local``: None is no fallback. ``latest``: a newer frame takes the place of one
+    that waits for the head.
+    """
 
     def __init__(
         self,
@@ -46,6 +50,7 @@ class FrameDesk:
         precision: str,
         labels: tuple[str, ...],
         local: LocalModel | None,
+        latest: bool,
     ) -> None:
         self.lock = Lock()
         self.ledger: FrameLedger[ImageReport] = FrameLedger()
@@ -62,7 +67,8 @@ class FrameDesk:
         self.defect: BaseException | None = None
         self.settings = settings
         self._url, self._variant, self._precision, self._labels = url, variant, precision, labels
-        self._local = local
+        self._local, self._latest = local, latest
+        self._one_by_one = settings.in_flight == 1 and not latest
         self._open: dict[int, MovingFrame] = {}
         self._flying: dict[int, MovingFrame] = {}
         self._armed_s = float("-inf")  # when the watch wakes by itself
@@ -70,10 +76,10 @@ class FrameDesk:
 
     # Capture
 
-    def wait_to_capture_locked(self, *, latest: bool) -> bool:
+    def wait_to_capture_locked(self) -> bool:
         """Wait until there is room for another frame; False: none is to be captured any more."""
         while not self.stopping:
-            room = latest or (not self.to_head and (self.settings.in_flight > 1 or not self.ledger.untold))
+            room = self._latest or (not self.to_head and not (self._one_by_one and self.ledger.untold))
             if room and self.ledger.untold < _MOST_UNTOLD:
                 return True
             self.capture_turn.wait()
@@ -83,15 +89,15 @@ class FrameDesk:
         """A new frame, which has an outcome sooner or later from now on."""
         deadline_ms = self.settings.deadline_ms
         deadline_s = None if deadline_ms is None else captured_s + deadline_ms / 1e3
-        frame = MovingFrame(self.ledger.capture(), source, captured_s, deadline_s)
+        frame = MovingFrame(self.ledger.capture(), source, captured_s, deadline_s, alone=self._one_by_one)
         self._open[frame.number] = frame
         return frame
 
-    def decoded_locked(self, frame: MovingFrame, now_s: float, *, latest: bool) -> None:
+    def decoded_locked(self, frame: MovingFrame, now_s: float) -> None:
         """The frame waits for the head; with ``latest`` instead of an older one."""
         if self._ended_locked(frame):
             return
-        if latest:
+        if self._latest:
             while self.to_head:
                 self.settle_locked(
                     old := self.to_head.popleft(),
@@ -277,8 +283,8 @@ class FrameDesk:
         frame = sent.frame
         if not self._is_awaited(sent):
             return
-        if failed.code == FailureCode.NO_REFERENCE and not frame.alone and not self.stopping:
-            frame.alone = True
+        if failed.code == FailureCode.NO_REFERENCE and not frame.key_frame and not self.stopping:
+            frame.key_frame = True
             self._land_locked(frame)
             self.again.append(frame)
             self.link_turn.notify()
@@ -290,7 +296,7 @@ class FrameDesk:
             if not self._is_awaited(sent):
                 continue
             frame, before = sent.frame, sent.frame.lost
-            frame.lost, frame.alone = error, True  # differences refer to nothing in a new session
+            frame.lost, frame.key_frame = error, True  # differences refer to nothing in a new session
             if before is not None or self.stopping:
                 failure, why = _lost(error, error.why)
                 self.fail_locked(frame, why, failure)

@@ -30,6 +30,7 @@ class MovingFrame:
     source: str
     captured_s: float
     deadline_s: float | None
+    alone: bool = False  # no other frame is under way: a hand-over to another thread is no waiting
     pixels: Frame | None = None  # (height, width, 3); kept as long as the unsplit model may need it
     planes: Planes | None = None
     read_s: float = 0.0
@@ -37,7 +38,7 @@ class MovingFrame:
     encode_s: float = 0.0
     queue_s: float = 0.0  # waited for a stage that was busy with another frame
     waits_since_s: float = 0.0
-    alone: bool = False  # must be coded as a frame of its own
+    key_frame: bool = False  # must be coded as a frame of its own
     sent: Sent | None = None  # the request that is in flight, or was
     first_sent_s: float | None = None
     give_up_s: float = 0.0  # when an answer comes too late
@@ -51,7 +52,8 @@ class MovingFrame:
 
     def taken(self, now_s: float) -> None:
         """Its turn has come."""
-        self.queue_s += max(0.0, now_s - self.waits_since_s)
+        if not self.alone:
+            self.queue_s += max(0.0, now_s - self.waits_since_s)
 
     def time_left_ms(self, deadline_ms: float | None, now_s: float) -> int:
         """For the INFER's header: 0 means any time. Raises RequestFailedError: nothing is left."""

@@ -40,12 +40,9 @@ class PipelineStages:
         coder: PlaneCoder,
         head: DeviceHead,
         local: LocalModel | None,
-        *,
-        live: bool,
     ) -> None:
         self._input, self._settings = bundle.manifest.input, settings
         self._desk, self._sessions, self._coder, self._head, self._local = desk, sessions, coder, head, local
-        self._latest = (settings.policy or ("latest" if live else "all")) == "latest"
         self._source_error: BaseException | None = None
         self._threads: list[Thread] = []
 
@@ -129,7 +126,7 @@ class PipelineStages:
                 frame.queue_s = max(0.0, now_s - captured_s)
                 self._decode(frame, image, now_s)
                 with desk.lock:
-                    if not desk.wait_to_capture_locked(latest=self._latest):
+                    if not desk.wait_to_capture_locked():
                         return
         finally:
             close_source(frames)
@@ -156,7 +153,7 @@ class PipelineStages:
         done_s = time.perf_counter()
         frame.read_s = done_s - began_s
         with desk.lock:
-            desk.decoded_locked(frame, done_s, latest=self._latest)
+            desk.decoded_locked(frame, done_s)
 
     def _run_head(self) -> None:
         desk = self._desk
@@ -208,7 +205,7 @@ class PipelineStages:
                 if frame is None or session is None:
                     return
                 self._sessions.heard_locked()
-                last = None if frame.alone or len(session.in_flight) >= session.terms.references else session.last
+                last = None if frame.key_frame or len(session.in_flight) >= session.terms.references else session.last
                 planes = frame.planes
             if planes is None:  # its time was over while it was taken
                 continue

@@ -53,8 +53,8 @@ class DeskMachine(RuleBasedStateMachine):
             precision="fp32",
             labels=LABELS,
             local=LocalModel(tiny(), settings) if fallback else None,
+            latest=latest,
         )
-        self.latest = latest
         self.hands: dict[str, MovingFrame] = {}  # of a stage
         self.late: list[Sent] = []  # whose session is over, or that were answered: what comes now is too late
         self.sents: list[Sent] = []  # in flight, as a session knows it
@@ -77,7 +77,7 @@ class DeskMachine(RuleBasedStateMachine):
         with self.desk.lock:
             if good:
                 frame.pixels = PIXELS
-                self.desk.decoded_locked(frame, time.perf_counter(), latest=self.latest)
+                self.desk.decoded_locked(frame, time.perf_counter())
             else:
                 self.desk.fail_locked(frame, ImageError("frame", "no image"))
 
@@ -262,7 +262,7 @@ class DeskMachine(RuleBasedStateMachine):
                     continue
                 if stage == "capture":
                     frame.pixels = PIXELS
-                    self.desk.decoded_locked(frame, time.perf_counter(), latest=self.latest)
+                    self.desk.decoded_locked(frame, time.perf_counter())
                 elif stage == "head":
                     self.desk.headed_locked(frame, time.perf_counter())
                 elif stage == "link":

@@ -107,10 +107,12 @@ class TestOrder:
             run(bundle, url, source(), in_flight=1, on_image=lambda image: events.append(f"told {image.source}"))
         assert events == [f"{what} frame{number}" for number in range(5) for what in ("capture", "told")]
 
-    def test_the_stages_and_the_queue_add_up_to_the_whole(self, bundle: Bundle, photo: bytes) -> None:
+    @pytest.mark.parametrize("in_flight", [1, 4])
+    def test_the_stages_and_the_queue_add_up_to_the_whole(self, bundle: Bundle, photo: bytes, in_flight: int) -> None:
         with serving(bundle.path) as edge:
-            report = run(bundle, edge.url, frames(photo, 20))
+            report = run(bundle, edge.url, frames(photo, 20), in_flight=in_flight)
         assert_each_once(report, 20)
+        assert (sum(image.stages_ms["queue"] for image in report.images) > 0) == (in_flight > 1)
         for image in report.images:
             parts = [image.device_ms, image.link_ms, image.edge_ms, image.stages_ms["queue"]]
             assert sum(part or 0 for part in parts) == pytest.approx(image.total_ms, abs=0.01)
@@ -376,6 +378,27 @@ class TestTheCommand:
         assert [line["status"] for line in lines] == ["ok"] * 3
         assert last["summary"]["ok"] == 3
         assert last["interrupted"] is True
+
+    def test_a_second_ctrl_c_does_not_wait_for_an_edge_that_says_nothing(
+        self, bundle: Bundle, photo: bytes, tmp_path: Path
+    ) -> None:
+        (tmp_path / "a.jpg").write_bytes(photo)
+        edge = Together(99)  # never answers
+        with playing(edge) as url:
+            device = self.start(bundle, url, "--jsonl", "--timeout-s", "100")
+            assert device.stdin is not None
+            device.stdin.write(f"{tmp_path}/a.jpg\n" * 3)
+            device.stdin.flush()
+            wait_for(lambda: len(edge.asked) == 3)
+            device.send_signal(signal.SIGINT)
+            time.sleep(1.0)
+            assert device.poll() is None  # it waits for what is in flight
+            device.send_signal(signal.SIGINT)
+            out, errors = device.communicate(timeout=LONG_S)
+        assert (device.returncode, errors) == (130, "")
+        *images, last = map(json.loads, out.splitlines())
+        assert [image["failure"] for image in images] == ["interrupted"] * 3
+        assert last["summary"]["failures"] == {"interrupted": 3}
 
     def test_json_lines_come_one_for_each_image_and_one_at_the_end(
         self, bundle: Bundle, photo: bytes, tmp_path: Path

@@ -1,5 +1,6 @@
 """``aecnn-deploy run-device``: classify images with a head here and its tail on an edge."""
 
+import io
 import json
 import sys
 from dataclasses import asdict
@@ -131,6 +132,8 @@ def run_device(
 def _stdin() -> BinaryIO:
     """Standard input by a reader of its own: a thread may still wait in it when Python ends, and must not hold
     ``sys.stdin``'s lock then."""
+    if sys.stdin is None:  # closed before Python began
+        return io.BytesIO()
     return open(sys.stdin.fileno(), "rb", closefd=False)
 
 
