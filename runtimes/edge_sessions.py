@@ -42,6 +42,7 @@ logger = logging.getLogger("aecnn_deploy.device")
 
 _GRACE_S = 2.0  # frames wait so long for a lost connection to be made again, before they go their other way
 _LONGEST_HOLD_S = 60.0  # of what an edge may ask for
+_IDLE_S = 10.0  # a session that ends unused after so long ended because it was idle
 _BUSY_S = 1.0  # for an edge that is overloaded or draining and does not say how long
 _BUSY = frozenset({RefusalCode.OVERLOADED, RefusalCode.DRAINING})
 _JOIN_S = 2.0
@@ -77,6 +78,11 @@ class Session:
     answers: int = 0
     leaving: bool = False  # the edge said GOODBYE
     ended: bool = False
+    opened_s: float = field(default_factory=time.perf_counter)
+
+    def was_sound(self, now_s: float) -> bool:
+        """Whether it did what a session is for, or had nothing to do for a while: no reason to wait before the next."""
+        return self.answers > 0 or (not self.in_flight and now_s - self.opened_s > _IDLE_S)
 
 
 class Listener(Protocol):
@@ -127,7 +133,7 @@ class EdgeSessions:
         self._away: AecnnError | None = None
         self._next_attempt_s, self._grace_until_s = 0.0, 0.0
         self._held_until_s, self._held_by = 0.0, RequestFailedError(FailureCode.OVERLOADED, "the edge is busy")
-        self._fruitless = 0  # sessions one after the other that ended without any answer
+        self._fruitless = 0  # sessions one after the other that came to nothing
         self._heard: deque[tuple[str, float, list[tuple[int, float]]]] = deque(maxlen=64)
 
     def open_first(self) -> None:
@@ -199,7 +205,7 @@ class EdgeSessions:
         was_current = self._current is session
         if was_current:
             self._current = None
-            self._again_locked(now_s, error, answered=session.answers > 0)
+            self._again_locked(now_s, error, sound=session.was_sound(now_s))
         logger.info("%s", error)
         self._listener.on_lost(sents, error)
         self._listener.on_route()
@@ -209,7 +215,8 @@ class EdgeSessions:
         session.leaving = True
         if self._current is session:
             self._current = None
-            self._again_locked(time.perf_counter(), error, answered=True)
+            now_s = time.perf_counter()
+            self._again_locked(now_s, error, sound=session.was_sound(now_s))
             self._listener.on_route()
 
     def due_s_locked(self) -> float | None:
@@ -224,10 +231,10 @@ class EdgeSessions:
                 session.link.abort()
                 self.lost_locked(session, TimedOutError(session.link.url, f"no answer within {self._timeout_s:g} s"))
 
-    def _again_locked(self, now_s: float, error: AecnnError, *, answered: bool) -> None:
+    def _again_locked(self, now_s: float, error: AecnnError, *, sound: bool) -> None:
         """No session is left to send on: when is the next attempt, and do frames wait for it?"""
         self._away = error
-        if answered:
+        if sound:
             self._fruitless = 0
             self._backoff.reset()
         else:

@@ -16,6 +16,7 @@ from aecnn_deploy.wire import EdgeSession, Failed
 from tests.bundles import TinyVariant, make_bundle, make_photos, serving
 from tests.chaos import chaos
 from tests.device_runs import LONG_S, Part, assert_each_once, failures, frames, playing, result, run
+from tests.peers import greet, peer
 
 LINK = {"link-lost", "unreachable"}
 STARTING = {"overloaded"}  # an edge that still loads its models refuses
@@ -222,6 +223,31 @@ class TestAnEdgeThatBreaksItsWord:
         assert failures(report) <= LINK
         assert report.summary()["failed"] == 10
         assert report.images[0].failure == "link-lost"
+
+    @pytest.mark.parametrize("polite", [True, False])
+    def test_an_edge_that_takes_connections_and_leaves_at_once_is_asked_less_and_less(
+        self, bundle: Bundle, photo: bytes, polite: bool
+    ) -> None:
+        sessions = 0
+
+        def fickle(connection: ServerConnection) -> None:
+            nonlocal sessions
+            sessions += 1
+            session = greet(connection)
+            if polite:
+                connection.send(session.goodbye("not today"))
+
+        def spread() -> Iterator[SourceImage]:
+            for image in frames(photo, 40):
+                yield image
+                time.sleep(0.02)
+
+        with peer(fickle) as url:
+            report = run(bundle, url, spread())
+        assert_each_once(report, 40)
+        assert failures(report) <= LINK | {"draining"}
+        assert report.summary()["failed"] == 40
+        assert 2 <= sessions < 30
 
     def test_an_edge_that_never_answers_ends_every_frame_by_a_timeout_and_is_left(
         self, bundle: Bundle, photo: bytes
