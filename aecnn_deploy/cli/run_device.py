@@ -130,7 +130,7 @@ def run_device(
         fallback=fallback.value,
     )
     table = _Table()
-    watchers: "list[Callable[[ImageReport], None]]" = [] if as_json else [_line if as_jsonl else table.row]
+    watchers: list[Callable[[ImageReport], None]] = [] if as_json else [_line if as_jsonl else table.row]
     if log_format is None:
         log_warnings("aecnn_deploy.device", "aecnn_deploy.device.source")
     else:
