@@ -108,7 +108,7 @@ def run_frames(
         pipeline = PipelineStages(bundle, settings, desk, sessions, coder, head, local)
         stack.callback(pipeline.close)
         closing.pop_all()  # the thread that reads them closes them
-        pipeline.start(frames, limit, ask_live=live is None and settings.policy is None)
+        pipeline.start(frames, limit, live)
         images: list[ImageReport] = []
         totals = RunTotals()
 

@@ -47,14 +47,14 @@ class PipelineStages:
         self._threads: list[Thread] = []
         self._frames: Iterable[SourceImage] = ()
 
-    def start(self, frames: Iterable[SourceImage], limit: int | None, *, ask_live: bool = False) -> None:
-        """Begin to capture. ``ask_live``: the source says whether its newest frame is the one that counts."""
+    def start(self, frames: Iterable[SourceImage], limit: int | None, live: bool | None) -> None:
+        """Begin to capture. ``live``: whether frames are of now; None: the source says so."""
         self._frames = frames
         self._sessions.start()
         stages = {"watch": self._watch, "head": self._run_head, "link": self._run_link}
         if self._local is not None:
             stages["local"] = self._run_local
-        stages["capture"] = lambda: self._capture(frames, limit, ask_live)  # the last one, for ``close``
+        stages["capture"] = lambda: self._capture(frames, limit, live)  # the last one, for ``close``
         for name, stage in stages.items():
             thread = Thread(target=self._guarded, args=(stage,), name=f"aecnn-{name}", daemon=True)
             self._threads.append(thread)
@@ -116,16 +116,16 @@ class PipelineStages:
             with self._desk.lock:
                 self._desk.on_defect(exc)
 
-    def _capture(self, frames: Iterable[SourceImage], limit: int | None, ask_live: bool) -> None:
+    def _capture(self, frames: Iterable[SourceImage], limit: int | None, live: bool | None) -> None:
         desk = self._desk
         try:
-            if ask_live and self._is_live(frames):
+            if live is None and (live := self._is_live(frames)) and self._settings.policy is None:
                 with desk.lock:
                     desk.take_latest_locked()
             images = islice(frames, limit)
             while (image := self._next_image(images)) is not None:
                 now_s = time.perf_counter()
-                captured_s: float = getattr(image, "captured_s", None) or now_s
+                captured_s = image.captured_s if live else now_s  # what waits for us is captured when it is taken up
                 with desk.lock:
                     if desk.stopping:
                         return

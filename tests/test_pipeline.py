@@ -429,7 +429,7 @@ from aecnn_deploy.errors import SourceError
 from aecnn_deploy.runtimes import device_client
 from aecnn_deploy.cli.main import run
 real = device_client.open_source
-def vanishing(source, stdin):
+def vanishing(source, stdin, settings):
     yield from real(source, stdin)
     raise SourceError("the camera is gone")
 device_client.open_source = vanishing

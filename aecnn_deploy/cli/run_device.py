@@ -176,7 +176,10 @@ def _stdin() -> BinaryIO:
     ``sys.stdin``'s lock then."""
     if sys.stdin is None:  # closed before Python began
         return io.BytesIO()
-    return open(sys.stdin.fileno(), "rb", closefd=False)
+    try:
+        return open(sys.stdin.fileno(), "rb", closefd=False)
+    except io.UnsupportedOperation:  # called from a program that put something of its own in its place
+        return sys.stdin.buffer
 
 
 def _line(image: "ImageReport") -> None:
