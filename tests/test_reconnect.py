@@ -266,7 +266,7 @@ class TestAnEdgeThatBreaksItsWord:
         assert [image.failure for image in report.images[:4]] == ["timeout"] * 4
         assert failures(report) <= {"timeout", *LINK}
         assert time.monotonic() - began_s < 8  # not 40 / 4 times 0.4 s for each
-        assert max(number for number, _, _ in edge.asked) > 1 or edge.sessions == 1
+        assert 1 <= edge.sessions < 20
 
     def test_one_request_that_is_never_answered_times_out_alone(self, bundle: Bundle, photo: bytes) -> None:
         class Forgetful(Part):
