@@ -94,8 +94,6 @@ class DeviceOrder:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    if not hasattr(device_client, "run_frames"):
-        raise SystemExit("aecnn_deploy.runtimes.device_client has no run_frames: this release's device has no pipeline")
     options = _options(arguments)
     with tempfile.TemporaryDirectory() as folder:
         set_ups = _set_ups(Path(folder), options.data, options.photographs)

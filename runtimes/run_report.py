@@ -1,6 +1,7 @@
 """What a device reports: one line for each image, and a summary that takes no more memory for days than for minutes."""
 
 import math
+from array import array
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
@@ -47,7 +48,7 @@ class Percentiles:
     """Percentiles of positive numbers: exact for some thousands, then within half a per cent, in bounded memory."""
 
     def __init__(self) -> None:
-        self._values: list[float] = []
+        self._values = array("d")  # and not a list: its numbers would lie about in memory for as long as the run
         self._buckets: dict[int, int] = {}
         self._count = 0
 
@@ -58,7 +59,7 @@ class Percentiles:
             return
         for moved in self._values:
             self._put(moved)
-        self._values.clear()
+        del self._values[:]
         self._put(value)
 
     def at(self, percent: float) -> float | None:

@@ -6,11 +6,8 @@ from typing import Any
 
 import pytest
 
-from aecnn_deploy.runtimes import device_client
 from benchmarks import edge_load, edge_overhead_p99, edge_throughput, pipeline_rate
 from tests.bundles import make_bundle, make_photos, serving
-
-PIPELINED = hasattr(device_client, "run_frames")
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +59,6 @@ def test_the_load_generator_is_a_command(bundle: Path, capsys: pytest.CaptureFix
     assert found["settings"]["token"] is None
 
 
-@pytest.mark.skipif(not PIPELINED, reason="the device has no pipeline")
 def test_a_pipeline_stands_beside_its_parts(bundle: Path, tmp_path: Path) -> None:
     out = tmp_path / "pipeline.json"
     words = [*common(bundle, out)[2:], "--seconds", "0.4", "--rounds", "1", "--set-up", "link"]
@@ -73,9 +69,3 @@ def test_a_pipeline_stands_beside_its_parts(bundle: Path, tmp_path: Path) -> Non
     assert row["slowest"] == "link"
     assert set(row["images_per_s"]) == {"head", "link", "edge", "pipeline"}
     assert all(rate > 0 for rate in row["images_per_s"].values())
-
-
-@pytest.mark.skipif(PIPELINED, reason="the device has a pipeline")
-def test_a_device_without_a_pipeline_is_told_in_one_line() -> None:
-    with pytest.raises(SystemExit, match="has no run_frames"):
-        pipeline_rate.main([])

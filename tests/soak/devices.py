@@ -8,17 +8,15 @@ shown the one of $AECNN_TOKEN, which the package's client does by itself.
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, fields
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
 from aecnn_deploy.bundle.reader import Bundle, open_bundle
 from aecnn_deploy.errors import AecnnError
-from aecnn_deploy.runtimes import device_client
-from aecnn_deploy.runtimes.device_client import Device, DeviceSettings, ImageReport
+from aecnn_deploy.runtimes.device_client import DeviceSettings, ImageReport, run_frames
 from aecnn_deploy.runtimes.sources import SourceImage
 from tests.soak.ledger import Ended, Outcome
 
@@ -63,33 +61,11 @@ class FrameSource:
             due_s += max(1, missed) * period_s
 
 
-def run_frames(
-    bundle: Bundle,
-    settings: DeviceSettings,
-    frames: Iterator[SourceImage],
-    *,
-    live: bool,
-    on_image: Callable[[ImageReport], None],
-) -> None:
-    """All of ``frames`` through the package's client; ``live``: a camera's, of which the newest is wanted."""
-    if hasattr(device_client, "run_frames"):
-        device_client.run_frames(bundle, settings, frames, live=live, on_image=on_image, keep=False)
-        return
-    with Device(bundle, settings) as device:
-        for frame in frames:
-            on_image(device.run(frame))
-
-
 def device_settings(order: DeviceProcess, device: int) -> DeviceSettings:
-    """Every third device goes on by itself where the client can, so that both ways are run."""
-    wanted: dict[str, Any] = {
-        "threads": 1,
-        "timeout_s": _TIMEOUT_S,
-        "fallback": "local" if device % 3 == 0 else "none",
-        "seed": device,
-    }
-    known = {each.name for each in fields(DeviceSettings)}
-    return DeviceSettings(order.url, **{name: value for name, value in wanted.items() if name in known})
+    """Every third device goes on by itself while the edge is away, so that both ways are run."""
+    return DeviceSettings(
+        order.url, threads=1, timeout_s=_TIMEOUT_S, fallback="local" if device % 3 == 0 else "none", seed=device
+    )
 
 
 def main() -> int:
@@ -112,13 +88,13 @@ def _run_device(order: DeviceProcess, bundle: Bundle, contents: list[bytes], dev
     source = FrameSource(contents, order.frame_hz, order.begin_s + offset_s, order.end_s)
 
     def told(report: ImageReport) -> None:
-        failure = getattr(report, "failure", None)
-        error = f"{failure}: {report.error}" if failure else report.error or ""
+        error = f"{report.failure}: {report.error}" if report.failure else ""
         _write(Outcome(device, int(report.source), report.status, report.path, report.index, error, _now_s()))
 
     while True:
         try:
-            run_frames(bundle, device_settings(order, device), iter(source), live=device % 2 == 1, on_image=told)
+            settings, live = device_settings(order, device), device % 2 == 1  # live: the newest frame is wanted
+            run_frames(bundle, settings, iter(source), live=live, on_image=told, keep=False)
             break
         except AecnnError as exc:
             if source.handed_over or _now_s() > order.end_s:

@@ -1,6 +1,5 @@
 """The soak: honest devices on a bad link, hostile ones beside them, an edge that is killed; and what became of it."""
 
-import inspect
 import os
 import secrets
 import subprocess
@@ -17,7 +16,6 @@ import msgspec
 import numpy as np
 
 from aecnn_deploy.bundle.reader import Bundle, open_bundle
-from aecnn_deploy.cli.serve_edge import serve_edge
 from aecnn_deploy.runtimes.frames import read_frame
 from benchmarks.traffic import make_traffic, planes_of
 from tests.bundles import environment, make_bundle, make_photos, run_directly, run_full
@@ -132,11 +130,11 @@ def run_soak(settings: SoakSettings, folder: Path, *, say: Callable[[str], None]
 class _Devices:
     """A process of honest devices, and the thread that reads what it writes into the ledger."""
 
-    def __init__(self, order: DeviceProcess, token: str | None, ledger: Ledger, folder: Path) -> None:
+    def __init__(self, order: DeviceProcess, token: str, ledger: Ledger, folder: Path) -> None:
         self.name = f"device process {order.devices[0] + 1}"
         self.memory: list[tuple[float, int]] = []
         self._order, self._ledger = order, ledger
-        self._environment = environment() | ({"AECNN_TOKEN": token} if token else {})
+        self._environment = environment() | {"AECNN_TOKEN": token}
         self._errors = folder / f"{self.name.replace(' ', '-')}.log"
         self._thread = threading.Thread(target=self._read, name=self.name)
 
@@ -260,10 +258,8 @@ def _traffic(bundle: Bundle, photos: list[Path]) -> Any:
     return make_traffic(bundle, variant, planes_of(bundle, variant, frames, threads=1))
 
 
-def _token(folder: Path) -> tuple[str | None, list[str]]:
-    """A token for the honest devices and the edge's options for it; none where this edge knows no tokens."""
-    if "token_file" not in inspect.signature(serve_edge).parameters:
-        return None, []
+def _token(folder: Path) -> tuple[str, list[str]]:
+    """A token for the honest devices and the edge's options for it."""
     token, file = secrets.token_hex(16), folder / "tokens"
     with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT, 0o600), "w") as out:
         _write_tokens(out, token)
