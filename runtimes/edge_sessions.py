@@ -52,7 +52,7 @@ class Way(Enum):
     """What a frame can do now."""
 
     OPEN = "open"
-    WAIT = "wait"  # a connection was lost just now, and is being made again
+    WAIT = "wait"  # a connection was lost just now, and is being made again; or the edge wants a pause
     AWAY = "away"
 
 
@@ -132,6 +132,7 @@ class EdgeSessions:
         self._closing = False
         self._away: AecnnError | None = None
         self._next_attempt_s, self._grace_until_s = 0.0, 0.0
+        self.patient = False  # whether frames wait while the edge wants a pause of at most ``timeout_s``
         self._held_until_s, self._held_by = 0.0, RequestFailedError(FailureCode.OVERLOADED, "the edge is busy")
         self._fruitless = 0  # sessions one after the other that came to nothing
         self._heard: deque[tuple[str, float, list[tuple[int, float]]]] = deque(maxlen=64)
@@ -169,7 +170,8 @@ class EdgeSessions:
     def route_locked(self, now_s: float) -> Route:
         """What a frame can do now."""
         if now_s < self._held_until_s:
-            return Route(Way.AWAY, self._held_by, self._held_until_s)
+            waits = self.patient and self._held_until_s - now_s <= self._timeout_s
+            return Route(Way.WAIT if waits else Way.AWAY, self._held_by, self._held_until_s)
         if self._current is not None:
             return Route(Way.OPEN)
         if now_s < self._grace_until_s:

@@ -122,6 +122,9 @@ class PipelineStages:
             if live is None and (live := self._is_live(frames)) and self._settings.policy is None:
                 with desk.lock:
                     desk.take_latest_locked()
+            with desk.lock:
+                # Nobody waits for the next file: better late than failed.
+                self._sessions.patient = not (live or self._local or self._settings.deadline_ms)
             images = islice(frames, limit)
             while (image := self._next_image(images)) is not None:
                 now_s = time.perf_counter()

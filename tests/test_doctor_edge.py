@@ -21,6 +21,7 @@ from aecnn_deploy.runtimes.diagnosis.reach import judge_session
 from aecnn_deploy.runtimes.diagnosis.tls import judge_end
 from aecnn_deploy.wire import EdgeSession, RefusalCode, Welcome, WireLimits
 from tests.bundles import VARIANTS, command, make_bundle, serving
+from tests.certificates import Authority
 from tests.doctor_hosts import A76, PI4, findings, levels, machine, reach, subject
 from tests.http_peers import certified, edge_by_hand
 from tests.peers import peer
@@ -260,3 +261,29 @@ def _with_engines(out: Path) -> None:
         return msgspec.structs.replace(spec, engines={"tensorrt-sm75": engine})
 
     _changed(out, change)
+
+
+class TestCredentials:
+    def test_a_guarded_edge_is_reached_with_them_and_refused_without(self, tmp_path: Path) -> None:
+        make_bundle(tmp_path / "bundle")
+        authority = Authority(tmp_path / "tls")
+        edge_pair, token = authority.issue("edge"), tmp_path / "token"
+        (tmp_path / "tokens").write_text("gate 0123456789abcdef0123456789abcdef\n")
+        token.write_text("0123456789abcdef0123456789abcdef\n")
+        tls = ("--tls-cert", str(edge_pair.cert), "--tls-key", str(edge_pair.key))
+        with serving(tmp_path / "bundle", *tls, "--token-file", str(tmp_path / "tokens")) as edge:
+            assert edge.url.startswith("wss://")
+            asked = ("doctor", str(tmp_path / "bundle"), "--edge", edge.url, "--json", "--ca", str(authority.ca))
+            good, bad = command(*asked, "--token-file", str(token)), command(*asked)
+            lacking = command(*asked, "--token-file", str(tmp_path / "none"))
+        levels = [
+            {each["check"]: (each["level"], each["found"]) for each in msgspec.json.decode(done.stdout)["findings"]}
+            for done in (good, bad, lacking)
+        ]
+        assert levels[0]["edge session"][0] == "ok"
+        assert levels[0]["tls"][0] == "ok"
+        assert levels[1]["edge session"][0] == "problem"
+        assert "unauthorized" in levels[1]["edge session"][1]
+        assert levels[2]["credentials"][0] == "problem"
+        assert str(tmp_path / "none") in levels[2]["credentials"][1]
+        assert [done.returncode for done in (good, bad, lacking)] == [0, 1, 1]

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from aecnn_deploy.cli.console import print_json
+from aecnn_deploy.cli.guard_options import CaOption, CertOption, DeviceTokenOption, KeyOption
 
 if TYPE_CHECKING:
     from aecnn_deploy.runtimes.diagnosis.checks import Diagnosis
@@ -26,6 +27,10 @@ def doctor(
     edge: Annotated[
         str | None, typer.Option(help="An edge to reach: ws://HOST:PORT, wss://, http:// or https://.")
     ] = None,
+    ca: CaOption = None,
+    cert: CertOption = None,
+    key: KeyOption = None,
+    token_file: DeviceTokenOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Examine this machine, a bundle and the way to an edge; each finding comes with its remedy.
@@ -35,13 +40,14 @@ def doctor(
     import msgspec
 
     from aecnn_deploy.bundle.reader import open_bundle
+    from aecnn_deploy.runtimes.credentials import Credentials
     from aecnn_deploy.runtimes.diagnosis.checks import diagnose
     from aecnn_deploy.runtimes.diagnosis.finding import Level
     from aecnn_deploy.runtimes.diagnosis.subject import DiagnosisSettings
     from aecnn_deploy.zoo import PREFIX, zoo_bundle
 
     diagnosis = diagnose(
-        DiagnosisSettings(bundle=bundle, edge=edge),
+        DiagnosisSettings(bundle=bundle, edge=edge, credentials=Credentials(ca, cert, key, token_file)),
         lambda name: open_bundle(zoo_bundle(name) if name.startswith(PREFIX) else name),
     )
     if as_json:

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 from aecnn_deploy import __version__
 from aecnn_deploy.bundle.reader import Bundle
 from aecnn_deploy.codec import coder_names, delta_names
+from aecnn_deploy.runtimes.credentials import Credentials
 from aecnn_deploy.runtimes.device_link import STREAM_PATH, EdgeLink, stream_url
 from aecnn_deploy.wire import WIRE_VERSION, Hello, WireLimits
 
@@ -28,11 +29,15 @@ class Answer:
 
 
 class EdgeAccess:
-    """One edge by its address; every wait is at most ``timeout_s`` seconds. Raises SettingsError: no address."""
+    """One edge by its address; every wait is at most ``timeout_s`` seconds. Raises SettingsError: no address.
 
-    def __init__(self, edge: str, timeout_s: float) -> None:
-        self.edge, self.timeout_s = edge, timeout_s
-        parts = urlsplit(stream_url(edge))
+    What needs ``credentials`` raises CredentialsError: a file cannot be used.
+    """
+
+    def __init__(self, edge: str, timeout_s: float, credentials: Credentials) -> None:
+        self.edge, self.timeout_s, self.credentials = edge, timeout_s, credentials
+        self.url = stream_url(edge)
+        parts = urlsplit(self.url)
         self.secure = parts.scheme == "wss"
         self.host = parts.hostname or ""
         self.port = parts.port or (443 if self.secure else 80)
@@ -40,11 +45,12 @@ class EdgeAccess:
 
     def tls(self) -> ssl.SSLContext:
         """What a device trusts."""
-        return ssl.create_default_context()
+        context = self.credentials.ssl_context(self.url)
+        return ssl.create_default_context() if context is None else context
 
     def headers(self) -> dict[str, str]:
         """What a device sends with every request."""
-        return {"user-agent": f"aecnn-deploy/{__version__} doctor"}
+        return {"user-agent": f"aecnn-deploy/{__version__} doctor", **self.credentials.headers()}
 
     def link(self, bundle: Bundle) -> EdgeLink:
         """A device's link for ``bundle``, not open yet. Raises MissingExtraError."""
@@ -55,7 +61,7 @@ class EdgeAccess:
             coders=[*coder_names(), *delta_names()],
             software=f"aecnn-deploy {__version__} doctor",
         )
-        return EdgeLink(self.edge, hello, timeout_s=self.timeout_s, limits=WireLimits())
+        return EdgeLink(self.edge, hello, timeout_s=self.timeout_s, limits=WireLimits(), credentials=self.credentials)
 
     def get(self, path: str) -> Answer:
         """Raises OSError (TLS and time-outs included), http.client.HTTPException: what answers speaks no HTTP."""

@@ -8,7 +8,14 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import MappingProxyType
 
-from aecnn_deploy.errors import AecnnError, EdgeUnreachableError, MissingExtraError, SessionRefusedError
+from aecnn_deploy.errors import (
+    AecnnError,
+    CredentialsError,
+    EdgeUnreachableError,
+    MissingExtraError,
+    SessionRefusedError,
+    SettingsError,
+)
 from aecnn_deploy.runtimes.diagnosis.clock import judge_skew
 from aecnn_deploy.runtimes.diagnosis.edge_access import EdgeAccess
 from aecnn_deploy.runtimes.diagnosis.finding import Finding, Level, ok, problem, warning
@@ -24,7 +31,7 @@ _REFUSALS: Mapping[str, str] = MappingProxyType(
         RefusalCode.BUNDLE_MISMATCH: "copy one bundle to both machines and start both halves with it",
         RefusalCode.WIRE_VERSION: "install the same release on both: pip install --upgrade aecnn-deploy",
         RefusalCode.NO_COMMON_CODER: "install the same release on both: pip install --upgrade 'aecnn-deploy[device]'",
-        RefusalCode.UNAUTHORIZED: "give the token that the edge knows this device by",
+        RefusalCode.UNAUTHORIZED: "give the token that the edge knows this device by: --token-file, or AECNN_TOKEN",
         RefusalCode.OVERLOADED: "try again later, end other devices, or raise the edge's limits",
         RefusalCode.DRAINING: "the edge is stopping: start it again, or wait until it has been",
     }
@@ -36,8 +43,9 @@ def check_edge(subject: Subject) -> Iterator[Finding]:
     settings = subject.settings
     if settings.edge is None:
         return
-    edge = EdgeAccess(settings.edge, settings.timeout_s)
+    edge = EdgeAccess(settings.edge, settings.timeout_s, settings.credentials)
     steps: tuple[Callable[[], Iterable[Finding]], ...] = (
+        lambda: _credentials(edge),
         lambda: _name(edge),
         lambda: _connection(edge),
         lambda: check_certificate(edge),
@@ -49,6 +57,14 @@ def check_edge(subject: Subject) -> Iterator[Finding]:
             yield finding
             if finding.level is Level.PROBLEM:
                 return
+
+
+def _credentials(edge: EdgeAccess) -> Iterator[Finding]:
+    """Whether this device's own files can be used; nothing where it has none."""
+    try:
+        edge.credentials.check(edge.url)
+    except (CredentialsError, SettingsError) as exc:
+        yield problem("credentials", str(exc), "mend the file, or the option that names it: docs/security.md")
 
 
 def _name(edge: EdgeAccess) -> Iterator[Finding]:

@@ -6,6 +6,7 @@ from functools import cached_property
 
 from aecnn_deploy.bundle.reader import Bundle
 from aecnn_deploy.errors import BundleError, SettingsError
+from aecnn_deploy.runtimes.credentials import Credentials
 from aecnn_deploy.runtimes.device_link import stream_url
 from aecnn_deploy.runtimes.diagnosis.host import Host
 
@@ -16,6 +17,7 @@ class DiagnosisSettings:
 
     bundle: str | None = None  # as the user named it
     edge: str | None = None  # ws://HOST:PORT, wss://, http:// or https://
+    credentials: Credentials = field(default_factory=Credentials)  # for that edge
     timeout_s: float = 5.0  # of each wait for the edge
     probe_timeout_s: float = 120.0  # of ONNX Runtime's start in a process of its own: slow on a cold SD card
     check_timeout_s: float = 150.0  # of any one check, whatever it hangs in
