@@ -215,7 +215,9 @@ def test_a_device_logs_each_image_beside_its_table(bundle: Bundle, tmp_path: Pat
         done = command("run-device", str(bundle.path), "--edge", edge.url, *source, "--log-format", "json")
     assert done.returncode == 1
     assert done.stdout.decode().startswith("image ")
-    one, _, spoilt = [json.loads(line) for line in done.stderr.decode().splitlines()]
+    records = [json.loads(line) for line in done.stderr.decode().splitlines()]
+    assert records[0]["message"].startswith("connected to ws://127.0.0.1:")
+    one, _, spoilt = [record for record in records if record["logger"] == "aecnn_deploy.device.images"]
     assert (one["status"], one["level"], one["path"]) == ("ok", "info", "split")
     assert one["total_ms"] > 0
     assert one["stages_ms"]["head"] > 0
