@@ -1,7 +1,7 @@
 """How long batches of each size take on a tail: what is known of it, and what follows for a queue."""
 
 _WEIGHT = 0.2  # of the newest batch in the running mean
-_GAIN = 0.95  # a larger batch must take less than this share of a smaller one's time an image
+_NEARLY = 1.015  # times the fastest, an image: what a smaller batch may take
 
 
 class BatchTimes:
@@ -9,6 +9,7 @@ class BatchTimes:
 
     def __init__(self) -> None:
         self._seconds: dict[int, float] = {}
+        self._fastest: dict[int, float] = {}  # of each size: what others do on the machine only adds to it
         self.fastest_s = 0.0  # of a batch of any size; 0 before the first
 
     def __bool__(self) -> bool:
@@ -18,6 +19,7 @@ class BatchTimes:
         """A batch of ``size`` took ``seconds``."""
         known = self._seconds.get(size)
         self._seconds[size] = seconds if known is None else known + _WEIGHT * (seconds - known)
+        self._fastest[size] = min(self._fastest.get(size, seconds), seconds)
         self.fastest_s = min(self.fastest_s or seconds, seconds)
 
     def seconds(self, size: int) -> float:
@@ -36,13 +38,13 @@ class BatchTimes:
 
     def best_size(self, most: int) -> int:
         """The smallest size up to ``most`` that is nearly as fast an image as any that was measured; else ``most``."""
-        sizes = sorted(size for size in self._seconds if size <= most)
-        best = None
-        for size in sizes:
-            if best is None or self._seconds[size] / size < _GAIN * self._seconds[best] / best:
-                best = size
+        each_s = {size: seconds / size for size, seconds in self._fastest.items() if size <= most}
+        if not each_s:
+            return most
+        fastest_s = min(each_s.values())
+        best = min(size for size, seconds in each_s.items() if seconds <= _NEARLY * fastest_s)
         # If the largest that was measured is the best, still larger ones may be better.
-        return most if best is None or best == sizes[-1] else best
+        return most if best == max(each_s) else best
 
     def wait_s(self, ahead: int, size: int, running_s: float) -> float:
         """Seconds until ``ahead`` items have been run in batches of ``size``, after ``running_s`` for one that runs."""

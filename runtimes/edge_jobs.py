@@ -46,6 +46,16 @@ class Job:
     decode_s: float = 0.0
 
 
+@dataclass(frozen=True, slots=True)
+class Ran:
+    """A batch that was run, and what came of it: ``logits`` (batch, classes)."""
+
+    jobs: list[Job]
+    logits: Array
+    began_s: float
+    run_s: float
+
+
 @dataclass(slots=True)
 class Outcomes:
     """What a thread has for the loop: told in one call, since each call wakes the loop."""

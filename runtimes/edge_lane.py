@@ -10,8 +10,8 @@ from typing import Protocol
 
 from aecnn_deploy.errors import AecnnError, RequestFailedError, RunnerError
 from aecnn_deploy.runtimes.batch_times import BatchTimes
-from aecnn_deploy.runtimes.edge_jobs import Answer, Job, Outcomes, Stage, fail, settle
-from aecnn_deploy.runtimes.edge_models import EdgeModel
+from aecnn_deploy.runtimes.edge_jobs import Answer, Job, Outcomes, Ran, Stage, fail, settle
+from aecnn_deploy.runtimes.edge_models import TOP_K, EdgeModel, top_classes
 from aecnn_deploy.runtimes.fair_queue import FairQueue
 from aecnn_deploy.wire import FailureCode
 
@@ -37,9 +37,10 @@ class LaneEvents(Protocol):
 class Lane:
     """One model with its queue. All public methods belong to the event loop's thread.
 
-    Requests that wait are taken in turns (``FairQueue``), at most ``batch_size`` at once. A decoder's thread decodes
-    those that wait while the model runs; where the model idles, its own thread decodes what comes, which spares a
-    change of threads. Threads exist while the model is loaded; the queue outlives them.
+    Requests that wait are taken in turns (``FairQueue``), at most ``batch_size`` at once. The model's thread has a
+    helper: while the model runs, it decodes what waits and makes answers of the batch before, so that the model goes
+    from batch to batch without a break. Where nothing waits, the model's own thread does both, which spares a change
+    of threads. Threads exist while the model is loaded; the queue outlives them.
     """
 
     def __init__(
@@ -50,9 +51,10 @@ class Lane:
         self.last_used_s = 0.0
         self._batch_wait_s, self._max_queue, self._events = batch_wait_ms / 1e3, max_queue, events
         self._queue: FairQueue[Job] = FairQueue()
-        self._coded: deque[Job] = deque()  # what the decoder's thread may take, in order of arrival
+        self._coded: deque[Job] = deque()  # what the helper may decode, in order of arrival
+        self._ran: deque[Ran] = deque()  # what the helper makes answers of
         lock = threading.Lock()  # guards all of the above and below
-        self._changed, self._decodable = threading.Condition(lock), threading.Condition(lock)
+        self._changed, self._help_wanted = threading.Condition(lock), threading.Condition(lock)
         self._running: list[Job] = []
         self._batch_began_s, self._idle, self._stop = 0.0, False, False
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -66,7 +68,7 @@ class Lane:
     @property
     def busy(self) -> bool:
         """Whether a request waits or runs."""
-        return bool(self._queue) or bool(self._running)
+        return bool(self._queue or self._running or self._ran)
 
     def submit(self, job: Job) -> None:
         """Queue ``job``; its future will be settled.
@@ -89,7 +91,7 @@ class Lane:
             else:
                 self._coded.append(job)
                 self._changed.notify()
-                self._decodable.notify()
+                self._help_wanted.notify()
             self.last_used_s = now_s
         if crowded is not None and not crowded.future.done():
             crowded.future.set_exception(self._overloaded(now_s))
@@ -117,7 +119,7 @@ class Lane:
         started: asyncio.Future[None] = self._loop.create_future()
         self._threads = [
             threading.Thread(target=self._work, args=(started,), name=f"run {self.model.name}", daemon=True),
-            threading.Thread(target=self._decode_ahead, name=f"decode {self.model.name}", daemon=True),
+            threading.Thread(target=self._help, name=f"help {self.model.name}", daemon=True),
         ]
         for thread in self._threads:
             thread.start()
@@ -130,7 +132,7 @@ class Lane:
                 self.state = LaneState.UNLOADING
             self._stop = True
             self._changed.notify_all()
-            self._decodable.notify_all()
+            self._help_wanted.notify_all()
 
     def join(self, timeout_s: float) -> bool:
         """Wait for the threads to end; whether they did."""
@@ -206,8 +208,8 @@ class Lane:
                 del batch  # else the last payloads live until the next batch
         self.model.unload()
         with self._changed:
-            self._stop = True  # the decoder's thread, too
-            self._decodable.notify_all()
+            self._stop = True  # the helper, too
+            self._help_wanted.notify_all()
         if error is not None:
             self._tell(fail, started, error)
 
@@ -253,9 +255,7 @@ class Lane:
             if jobs:
                 self._infer(jobs, outcomes)
         except Exception as exc:  # a defect of ours: these requests fail, the lane goes on
-            settled = {id(future) for future, _ in (*outcomes.answers, *outcomes.failures)}
-            error = RequestFailedError(FailureCode.INTERNAL, f"{type(exc).__name__} in {self.model.name}")
-            outcomes.failures += [(job.future, error) for job in batch if id(job.future) not in settled]
+            self._fail_rest(batch, outcomes, exc)
         with self._changed:
             self._running = []
         self._tell(settle, outcomes)
@@ -290,38 +290,66 @@ class Lane:
     def _infer(self, jobs: list[Job], outcomes: Outcomes) -> None:
         began_s = time.perf_counter()
         try:
-            tops = self.model.run([job.item for job in jobs if job.item is not None])
+            logits = self.model.run([job.item for job in jobs if job.item is not None])
         except RunnerError as exc:
             outcomes.failures += [(job.future, _internal(exc)) for job in jobs]
             return
         run_s = time.perf_counter() - began_s
         self.times.ran(len(jobs), run_s)
-        for job, top in zip(jobs, tops, strict=True):
+        ran = Ran(jobs, logits, began_s, run_s)
+        with self._changed:
+            if self._queue and not self._stop:
+                self._ran.append(ran)
+                self._help_wanted.notify()
+                return
+        self._answer(ran, outcomes)
+
+    def _answer(self, ran: Ran, outcomes: Outcomes) -> None:
+        for job, top in zip(ran.jobs, top_classes(ran.logits, TOP_K), strict=True):
             if isinstance(top, RunnerError):
                 outcomes.failures.append((job.future, _internal(top)))
                 continue
             assert job.item is not None
             self.model.answered(job.asked, job.item)
-            queue_s = max(0.0, began_s - job.received_s - job.decode_s)
-            answer = Answer(top, job.decode_s * 1e3, queue_s * 1e3, run_s * 1e3, len(jobs))
+            queue_s = max(0.0, ran.began_s - job.received_s - job.decode_s)
+            answer = Answer(top, job.decode_s * 1e3, queue_s * 1e3, ran.run_s * 1e3, len(ran.jobs))
             outcomes.answers.append((job.future, answer))
-        self._tell(self._events.batch_ran, self.model.name, len(jobs), run_s)
+        self._tell(self._events.batch_ran, self.model.name, len(ran.jobs), ran.run_s)
 
-    def _decode_ahead(self) -> None:
+    def _help(self) -> None:
         while True:
             with self._changed:
-                while not self._stop and not self._coded:
-                    self._decodable.wait()
-                if self._stop:
-                    return
-                job = self._coded.popleft()
-                if job.stage is not Stage.CODED or job.future.cancelled():
-                    continue
-                job.stage = Stage.DECODING
-            self._decode(job)
-            with self._changed:
-                self._changed.notify()
-            del job
+                while not (self._stop or self._coded or self._ran):
+                    self._help_wanted.wait()
+                ran = self._ran.popleft() if self._ran else None
+                if ran is None:
+                    if self._stop:
+                        return
+                    job = self._coded.popleft()
+                    if job.stage is not Stage.CODED or job.future.cancelled():
+                        continue
+                    job.stage = Stage.DECODING
+            if ran is not None:
+                self._answer_all(ran)
+            else:
+                self._decode(job)
+                with self._changed:
+                    self._changed.notify()
+                del job
+            del ran
+
+    def _answer_all(self, ran: Ran) -> None:
+        outcomes = Outcomes()
+        try:
+            self._answer(ran, outcomes)
+        except Exception as exc:  # a defect of ours: these requests fail, the lane goes on
+            self._fail_rest(ran.jobs, outcomes, exc)
+        self._tell(settle, outcomes)
+
+    def _fail_rest(self, jobs: list[Job], outcomes: Outcomes, exc: Exception) -> None:
+        settled = {id(future) for future, _ in (*outcomes.answers, *outcomes.failures)}
+        error = RequestFailedError(FailureCode.INTERNAL, f"{type(exc).__name__} in {self.model.name}")
+        outcomes.failures += [(job.future, error) for job in jobs if id(job.future) not in settled]
 
     def _decode(self, job: Job) -> None:
         began_s = time.perf_counter()

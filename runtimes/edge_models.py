@@ -30,7 +30,7 @@ TOP_K = 5
 BAD_IMAGE = "bad-image"  # how POST /v1/classify fails, beside the wire's FailureCodes
 
 _TUNING_S = 1.0  # for timing batches of several sizes when a model is loaded
-_REPEATS = 3
+_REPEATS = 5
 
 Top = list[tuple[int, float]]  # (class index, softmax score), best first
 
@@ -70,29 +70,25 @@ class EdgeModel(ABC):
         runner = self._activate()
         one = np.zeros((1, *runner.input_shape), runner.input_dtype)
         runner.infer(one)
-        began_s, size = time.perf_counter(), 1
-        while size <= max_batch:
+        end_s = time.perf_counter() + _TUNING_S
+        for size in _REPEATS * batch_sizes(max_batch):  # round after round: a slow spell is not one size's alone
             batch = np.repeat(one, size, axis=0)
-            for _ in range(_REPEATS):
-                ran_s = time.perf_counter()
-                runner.infer(batch)
-                times.ran(size, time.perf_counter() - ran_s)
-                if time.perf_counter() - began_s > _TUNING_S:
-                    break
-            if time.perf_counter() - began_s > _TUNING_S:
+            began_s = time.perf_counter()
+            runner.infer(batch)
+            ended_s = time.perf_counter()
+            times.ran(size, ended_s - began_s)
+            if ended_s > end_s:
                 break
-            size = min(2 * size, max_batch) if size < max_batch else max_batch + 1
         self._runner = runner
 
     @abstractmethod
     def decode(self, asked: PlanesAsked | bytes) -> Array:
         """One item of the model's batch. Called on any thread. Raises RequestFailedError."""
 
-    def run(self, items: list[Array]) -> list[Top | RunnerError]:
-        """The best classes of each item, or why it has none. Raises RunnerError: the whole batch failed."""
+    def run(self, items: list[Array]) -> Array:
+        """The logits (len(items), classes). Raises RunnerError: the whole batch failed."""
         assert self._runner is not None
-        logits = self._runner.infer(items[0][np.newaxis] if len(items) == 1 else np.stack(items))
-        return top_classes(logits, TOP_K)
+        return self._runner.infer(items[0][np.newaxis] if len(items) == 1 else np.stack(items))
 
     @abstractmethod
     def answered(self, asked: PlanesAsked | bytes, item: Array) -> None:
@@ -182,6 +178,11 @@ class FullModel(EdgeModel):
         _check_unchanged(self._bundle, self._bundle.manifest.full)
         self.target = ONNXRUNTIME
         return make_onnxruntime(self._bundle.file(self._bundle.manifest.full), self._options).activate()
+
+
+def batch_sizes(most: int) -> list[int]:
+    """1, 2, 4, … and ``most``."""
+    return [*(1 << power for power in range((most - 1).bit_length())), most]
 
 
 def _check_unchanged(bundle: Bundle, name: str) -> None:

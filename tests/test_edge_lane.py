@@ -13,7 +13,7 @@ from aecnn_deploy.runtimes.base import Array, Runner
 from aecnn_deploy.runtimes.batch_times import BatchTimes
 from aecnn_deploy.runtimes.edge_jobs import Answer, Job
 from aecnn_deploy.runtimes.edge_lane import Lane, LaneState
-from aecnn_deploy.runtimes.edge_models import EdgeModel, PlanesAsked, Top
+from aecnn_deploy.runtimes.edge_models import EdgeModel, PlanesAsked
 
 MAX_BATCH = 6
 
@@ -44,7 +44,7 @@ class Echo(EdgeModel):
             time.sleep(0.0005)
         return np.array(number)
 
-    def run(self, items: list[Array]) -> list[Top | RunnerError]:
+    def run(self, items: list[Array]) -> Array:
         self.batches.append(len(items))
         if self._random.random() < 0.3:
             time.sleep(self._random.random() * 0.003)
@@ -52,7 +52,10 @@ class Echo(EdgeModel):
             raise RunnerError("the whole batch, on purpose")
         if any(int(item) % 97 == 6 for item in items):
             raise IndexError
-        return [RunnerError("not finite") if int(item) % 17 == 7 else [(int(item), 1.0)] for item in items]
+        logits = np.full((len(items), 1600), -1000.0, np.float32)
+        for row, item in zip(logits, items, strict=True):
+            row[int(item)] = np.nan if int(item) % 17 == 7 else 0.0
+        return logits
 
     def answered(self, asked: PlanesAsked | bytes, item: Array) -> None:
         self.told[int(item)] += 1
@@ -100,7 +103,7 @@ def test_every_request_has_one_outcome_whatever_fails_leaves_or_is_evicted(seed:
             outcomes["left"] += 1
         else:
             outcomes["answered"] += 1
-            assert answer.top == [(number, 1.0)]
+            assert answer.top[0] == (number, 1.0)
             assert 1 <= answer.batch <= MAX_BATCH
 
     async def all_of_them() -> None:
@@ -185,7 +188,7 @@ def test_a_peer_with_little_takes_the_place_of_the_newest_of_who_has_most() -> N
         with pytest.raises(RequestFailedError, match="--max-queue"):
             await greedy[-1].future
         await lane.start()
-        assert (await modest.future).top == [(25, 1.0)]
+        assert (await modest.future).top[0] == (25, 1.0)
         assert [(await request.future).top[0][0] for request in greedy[:2]] == [60, 63]
         await ended(lane)
 
