@@ -46,6 +46,15 @@ class BatchTimes:
         # If the largest that was measured is the best, still larger ones may be better.
         return most if best == max(each_s) else best
 
+    def busy_size(self, most: int) -> int:
+        """The largest size up to ``most`` that is nearly as fast an image as any that was measured; else ``most``."""
+        each_s = {size: seconds / size for size, seconds in self._fastest.items() if size <= most}
+        if not each_s:
+            return most
+        fastest_s = min(each_s.values())
+        largest = max(size for size, seconds in each_s.items() if seconds <= _NEARLY * fastest_s)
+        return most if largest == max(each_s) else largest
+
     def wait_s(self, ahead: int, size: int, running_s: float) -> float:
         """Seconds until ``ahead`` items have been run in batches of ``size``, after ``running_s`` for one that runs."""
         return running_s + (ahead // size) * self.seconds(size)

@@ -62,6 +62,7 @@ class Outcomes:
 
     answers: list[tuple["asyncio.Future[Answer]", Answer]] = field(default_factory=list)
     failures: list[tuple["asyncio.Future[Answer]", AecnnError]] = field(default_factory=list)
+    ran: Ran | None = None
 
 
 def settle(outcomes: Outcomes) -> None:

@@ -47,7 +47,7 @@ class Lane:
         self, model: EdgeModel, *, max_batch: int, batch_wait_ms: float, max_queue: int, events: LaneEvents
     ) -> None:
         self.model, self.state, self.times = model, LaneState.UNLOADED, BatchTimes()
-        self.batch_size = self._max_batch = max_batch
+        self.batch_size = self.busy_size = self._max_batch = max_batch
         self.last_used_s = 0.0
         self._batch_wait_s, self._max_queue, self._events = batch_wait_ms / 1e3, max_queue, events
         self._queue: FairQueue[Job] = FairQueue()
@@ -91,7 +91,8 @@ class Lane:
             else:
                 self._coded.append(job)
                 self._changed.notify()
-                self._help_wanted.notify()
+                if len(self._coded) == self.batch_size:  # to wake it for each would cost more than it does
+                    self._help_wanted.notify()
             self.last_used_s = now_s
         if crowded is not None and not crowded.future.done():
             crowded.future.set_exception(self._overloaded(now_s))
@@ -202,6 +203,7 @@ class Lane:
             error = RunnerError(f"{self.model.name} cannot be loaded: {type(exc).__name__}: {exc}")
         if error is None:
             self.batch_size = self.times.best_size(self._max_batch)
+            self.busy_size = self.times.busy_size(self._max_batch)
             self._tell(self._loaded, started)
             while batch := self._next_batch():
                 self._run_batch(batch)
@@ -242,7 +244,9 @@ class Lane:
 
     def _take(self) -> list[Job]:
         batch: list[Job] = []
-        while self._queue and len(batch) < self.batch_size:
+        # Where much waits, a larger batch makes nobody wait longer, and costs less around it.
+        size = self.busy_size if len(self._queue) >= 2 * self.busy_size else self.batch_size
+        while self._queue and len(batch) < size:
             job = self._queue.pop()
             if job.stage is not Stage.OVER and not job.future.cancelled():
                 batch.append(job)
@@ -258,7 +262,7 @@ class Lane:
             self._fail_rest(batch, outcomes, exc)
         with self._changed:
             self._running = []
-        self._tell(settle, outcomes)
+        self._tell(self._settle, outcomes)
 
     def _in_time(self, batch: list[Job], outcomes: Outcomes) -> list[Job]:
         now_s, jobs = time.perf_counter(), []
@@ -314,7 +318,7 @@ class Lane:
             queue_s = max(0.0, ran.began_s - job.received_s - job.decode_s)
             answer = Answer(top, job.decode_s * 1e3, queue_s * 1e3, ran.run_s * 1e3, len(ran.jobs))
             outcomes.answers.append((job.future, answer))
-        self._tell(self._events.batch_ran, self.model.name, len(ran.jobs), ran.run_s)
+        outcomes.ran = ran
 
     def _help(self) -> None:
         while True:
@@ -344,12 +348,17 @@ class Lane:
             self._answer(ran, outcomes)
         except Exception as exc:  # a defect of ours: these requests fail, the lane goes on
             self._fail_rest(ran.jobs, outcomes, exc)
-        self._tell(settle, outcomes)
+        self._tell(self._settle, outcomes)
 
     def _fail_rest(self, jobs: list[Job], outcomes: Outcomes, exc: Exception) -> None:
         settled = {id(future) for future, _ in (*outcomes.answers, *outcomes.failures)}
         error = RequestFailedError(FailureCode.INTERNAL, f"{type(exc).__name__} in {self.model.name}")
         outcomes.failures += [(job.future, error) for job in jobs if id(job.future) not in settled]
+
+    def _settle(self, outcomes: Outcomes) -> None:
+        settle(outcomes)
+        if outcomes.ran is not None:
+            self._events.batch_ran(self.model.name, len(outcomes.ran.jobs), outcomes.ran.run_s)
 
     def _decode(self, job: Job) -> None:
         began_s = time.perf_counter()

@@ -91,12 +91,13 @@ class ModelPool:
             seconds = self._loaded_s[lane] - began_s
             self._events.loaded(lane.model.name, seconds)
             logger.info(
-                "loaded %s on %s in %.2f s: about %d MB, batches of %d",
+                "loaded %s on %s in %.2f s: about %d MB, batches of %d, or %d where much waits",
                 lane.model.name,
                 lane.model.runner_name,
                 seconds,
                 self._sizes[lane] / 1e6,
                 lane.batch_size,
+                lane.busy_size,
             )
             await self._make_room(None, keep=lane)  # it may have turned out larger than its file
 

@@ -123,6 +123,14 @@ def test_a_batch_is_as_large_as_pays(measured: dict[int, float], best: int) -> N
     for size, seconds in measured.items():
         times.ran(size, seconds)
     assert times.best_size(16) == best
+    assert best <= times.busy_size(16) <= 16
+
+
+def test_where_much_waits_the_largest_that_is_as_fast_is_taken() -> None:
+    times = BatchTimes()
+    for size, seconds in ((1, 0.010), (2, 0.0199), (4, 0.0398), (8, 0.079), (16, 0.17)):
+        times.ran(size, seconds)
+    assert (times.best_size(16), times.busy_size(16)) == (1, 8)
 
 
 def test_a_slow_spell_fades_from_the_expectation() -> None:
