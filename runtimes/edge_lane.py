@@ -1,10 +1,13 @@
 """One model's queue and threads: requests of all devices wait here, are decoded ahead, and run in batches."""
 
 import asyncio
+import os
+import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Hashable
+from contextlib import suppress
 from enum import Enum
 from typing import Protocol
 
@@ -16,6 +19,7 @@ from aecnn_deploy.runtimes.fair_queue import FairQueue
 from aecnn_deploy.wire import FailureCode
 
 _LONGEST_RETRY_S, _SHORTEST_RETRY_S = 60.0, 0.05
+_COMPUTE_NICE = 5
 
 
 class LaneState(Enum):
@@ -195,6 +199,7 @@ class Lane:
 
     def _work(self, started: "asyncio.Future[None]") -> None:
         error: AecnnError | None = None
+        _let_others_first()
         try:
             self.model.load(self.times, self._max_batch)
         except AecnnError as exc:
@@ -302,7 +307,7 @@ class Lane:
         self.times.ran(len(jobs), run_s)
         ran = Ran(jobs, logits, began_s, run_s)
         with self._changed:
-            if self._queue and not self._stop:
+            if len(self._queue) >= self.batch_size and not self._stop:  # else an answer is sooner made here
                 self._ran.append(ran)
                 self._help_wanted.notify()
                 return
@@ -380,6 +385,13 @@ class Lane:
             self._loop.call_soon_threadsafe(function, *arguments)
         except RuntimeError:  # the loop was closed meanwhile: nobody waits any more
             self._stop = True
+
+
+def _let_others_first() -> None:
+    """Threads that compute, those of a runtime that this one starts included, yield to those that answer."""
+    if sys.platform == "linux":  # elsewhere it is the whole process that this would slow down
+        with suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _COMPUTE_NICE)
 
 
 def _internal(error: RunnerError) -> RequestFailedError:
