@@ -13,6 +13,7 @@ from aecnn_deploy.wire import RefusalCode
 
 _MAX_BODY_BYTES = 4096
 _LISTEN_S = 1.0
+_CUT_OFF = (ssl.SSLEOFError, ssl.SSLZeroReturnError)
 
 
 class _Error(msgspec.Struct):
@@ -46,7 +47,7 @@ def unreachable(url: str, exc: Exception, timeout_s: float, credentials: Credent
     """The error of a handshake with ``url`` that ``exc`` ended: of TCP, of TLS, or of what is no WebSocket."""
     parts = urlsplit(url)
     host = parts.hostname or url
-    if isinstance(exc, ssl.SSLError) and not isinstance(exc, ssl.SSLEOFError):
+    if isinstance(exc, ssl.SSLError) and not isinstance(exc, _CUT_OFF):
         return EdgeUnreachableError(url, why_no_tls(exc, host), remedy="")
     if isinstance(exc, TimeoutError):
         return TimedOutError(url, f"no answer within {timeout_s:g} s")
@@ -54,6 +55,8 @@ def unreachable(url: str, exc: Exception, timeout_s: float, credentials: Credent
         alert = _alert(host, parts.port or 443, credentials.ssl_context(url))
         if alert is not None:
             return EdgeUnreachableError(url, why_no_tls(alert, host), remedy="")
+    if isinstance(exc, _CUT_OFF):  # in the midst of TLS's own handshake: whoever listens there may know none
+        return EdgeUnreachableError(url, f"TLS was cut off ({exc}); if the edge has no certificate, give --edge ws://…")
     if isinstance(exc, OSError):
         return EdgeUnreachableError(url, exc.strerror or str(exc))
     words = f" ({exc})" if str(exc) else ""
