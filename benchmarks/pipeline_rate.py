@@ -123,7 +123,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--data", type=Path, default=default_data(), help="photographs; default: patches of samples")
     parser.add_argument("--photographs", type=int, default=32, help="how many different frames there are")
     parser.add_argument("--in-flight", type=int, default=4, help="requests in flight, of device and generator")
-    parser.add_argument("--seconds", type=float, default=2.0, help="for each part and the pipeline, each round")
+    parser.add_argument("--seconds", type=float, default=4.0, help="for each part and the pipeline, each round")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--set-up", nargs="+", choices=PARTS, default=PARTS, help="only these")
     parser.add_argument("--edge-arguments", default="", help="more options of serve-edge, as one text")

@@ -11,6 +11,7 @@ slow holds up the ones before it, and not memory.
 """
 
 import random
+import sys
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from threading import Event
@@ -30,6 +31,8 @@ from aecnn_deploy.runtimes.plane_coder import PlaneCoder
 from aecnn_deploy.runtimes.run_report import ImageReport, RunReport, RunTotals
 from aecnn_deploy.runtimes.source import SourceImage
 from aecnn_deploy.runtimes.tracing import DeviceTracer
+
+_SWITCH_INTERVAL_S = 0.0005  # Python's own 5 ms is what the head would wait for a thread that encodes or receives
 
 
 def run_frames(
@@ -56,6 +59,8 @@ def run_frames(
     EdgeUnreachableError and SessionRefusedError. SourceError: no frame came.
     """
     with ExitStack() as stack:
+        stack.callback(sys.setswitchinterval, sys.getswitchinterval())
+        sys.setswitchinterval(min(_SWITCH_INTERVAL_S, sys.getswitchinterval()))
         closing = stack.enter_context(ExitStack())
         closing.callback(close_source, frames)
         head = DeviceHead(bundle, settings)
