@@ -1,6 +1,7 @@
 """What an edge runs: a variant's tail on planes, and the unsplit model on images; both as decode, then run a batch."""
 
 import math
+import threading
 import time
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -111,7 +112,8 @@ class TailModel(EdgeModel):
         super().__init__()
         self.variant, self.name = variant, variant.id
         self._bundle, self._options = bundle, options
-        self._decoder = PlaneDecoder(variant.planes, variant.bits, dictionary=plane_dictionary(bundle, variant))
+        self._dictionary = plane_dictionary(bundle, variant)
+        self._decoders = threading.local()  # a zstd decompressor is one thread's: two at once in it end the process
 
     @property
     def file_bytes(self) -> int:
@@ -121,7 +123,7 @@ class TailModel(EdgeModel):
         assert isinstance(asked, PlanesAsked)
         request, kept = asked.request, asked.kept
         try:
-            return self._decoder.decode(
+            return self._decoder().decode(
                 request.coder_id,
                 request.payload,
                 lambda distance: kept.get(request.request_id - distance) if kept is not None else None,
@@ -136,8 +138,17 @@ class TailModel(EdgeModel):
         if asked.kept is not None:
             asked.kept.keep(asked.request.request_id, item)
 
+    def _decoder(self) -> PlaneDecoder:
+        """This thread's own."""
+        decoder: PlaneDecoder | None = getattr(self._decoders, "decoder", None)
+        if decoder is None:
+            decoder = PlaneDecoder(self.variant.planes, self.variant.bits, dictionary=self._dictionary)
+            self._decoders.decoder = decoder
+        return decoder
+
     def _activate(self) -> Runner:
         _check_unchanged(self._bundle, self.variant.tails[ONNXRUNTIME])
+        self._decoder()  # a damaged dictionary is told now
         tail = activate_tail(self._bundle, self.variant, self._options)
         planes, classes = tuple(self.variant.planes), (len(self._bundle.manifest.labels),)
         if tail.runner.input_shape != planes or tail.runner.output_shape != classes:

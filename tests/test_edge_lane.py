@@ -2,18 +2,25 @@
 
 import asyncio
 import random
+import threading
 import time
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from aecnn_deploy.bundle.reader import open_bundle
+from aecnn_deploy.codec import PlaneEncoder
 from aecnn_deploy.errors import RequestFailedError, RunnerError
 from aecnn_deploy.runtimes.base import Array, Runner
 from aecnn_deploy.runtimes.batch_times import BatchTimes
 from aecnn_deploy.runtimes.edge_jobs import Answer, Job
 from aecnn_deploy.runtimes.edge_lane import Lane, LaneState
-from aecnn_deploy.runtimes.edge_models import EdgeModel, PlanesAsked
+from aecnn_deploy.runtimes.edge_models import EdgeModel, PlanesAsked, TailModel
+from aecnn_deploy.runtimes.edge_runners import RunnerOptions
+from aecnn_deploy.wire import InferReceived
+from tests.bundles import TinyVariant, make_bundle
 
 MAX_BATCH = 6
 
@@ -193,3 +200,33 @@ def test_a_peer_with_little_takes_the_place_of_the_newest_of_who_has_most() -> N
         await ended(lane)
 
     asyncio.run(main())
+
+
+def test_two_threads_decode_side_by_side_and_each_gets_its_own_planes(tmp_path: Path) -> None:
+    make_bundle(tmp_path / "bundle", variants=(TinyVariant("wide", 16, 2, 8),))
+    bundle = open_bundle(tmp_path / "bundle")
+    (spec,) = bundle.manifest.variants
+    model = TailModel(bundle, spec, RunnerOptions("onnxruntime", threads=1))
+    rows = np.arange(np.prod(spec.planes), dtype=np.int64).reshape(spec.planes)
+    sent = [(rows // step % 251).astype(np.uint8) for step in (7, 11, 13, 17)]  # what zstd has some work with
+    coded = [PlaneEncoder(spec.planes, spec.bits, coder="zstd").encode(planes) for planes in sent]
+    wrong: list[int] = []
+
+    def decode(offset: int) -> None:
+        for number in range(600):
+            which = (number + offset) % len(sent)
+            one = coded[which]
+            asked = PlanesAsked(InferReceived(1, 0, one.coder_id, one.payload, one.raw_bytes, 0), None)
+            try:
+                good = np.array_equal(model.decode(asked), sent[which])
+            except RequestFailedError:
+                good = False
+            if not good:
+                wrong.append(number)
+
+    threads = [threading.Thread(target=decode, args=(offset,)) for offset in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
