@@ -1,5 +1,7 @@
 """How long batches of each size take on a tail: what is known of it, and what follows for a queue."""
 
+from collections.abc import Callable
+
 _WEIGHT = 0.2  # of the newest batch in the running mean
 _NEARLY = 1.015  # times the fastest, an image: what a smaller batch may take
 
@@ -38,22 +40,20 @@ class BatchTimes:
 
     def best_size(self, most: int) -> int:
         """The smallest size up to ``most`` that is nearly as fast an image as any that was measured; else ``most``."""
-        each_s = {size: seconds / size for size, seconds in self._fastest.items() if size <= most}
-        if not each_s:
-            return most
-        fastest_s = min(each_s.values())
-        best = min(size for size, seconds in each_s.items() if seconds <= _NEARLY * fastest_s)
-        # If the largest that was measured is the best, still larger ones may be better.
-        return most if best == max(each_s) else best
+        return self._chosen(most, min)
 
     def busy_size(self, most: int) -> int:
-        """The largest size up to ``most`` that is nearly as fast an image as any that was measured; else ``most``."""
+        """The largest of them."""
+        return self._chosen(most, max)
+
+    def _chosen(self, most: int, choose: Callable[[list[int]], int]) -> int:
         each_s = {size: seconds / size for size, seconds in self._fastest.items() if size <= most}
         if not each_s:
             return most
-        fastest_s = min(each_s.values())
-        largest = max(size for size, seconds in each_s.items() if seconds <= _NEARLY * fastest_s)
-        return most if largest == max(each_s) else largest
+        bound_s = _NEARLY * min(each_s.values())
+        chosen = choose([size for size, seconds in each_s.items() if seconds <= bound_s])
+        # If the largest that was measured is the best, still larger ones may be better.
+        return most if chosen == max(each_s) else chosen
 
     def wait_s(self, ahead: int, size: int, running_s: float) -> float:
         """Seconds until ``ahead`` items have been run in batches of ``size``, after ``running_s`` for one that runs."""

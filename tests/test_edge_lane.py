@@ -68,7 +68,7 @@ class Echo(EdgeModel):
         self.told[int(item)] += 1
 
     def _activate(self) -> Runner:
-        raise NotImplementedError
+        raise AssertionError("there is no file to load: load() is its own")
 
 
 class NoEvents:
