@@ -166,7 +166,7 @@ def why_no_tls(exc: ssl.SSLError, host: str) -> str:
                 "(subjectAltName)"
             )
         return f"its certificate is refused: {exc.verify_message}"
-    reason = exc.reason or ""
+    reason = "UNEXPECTED_EOF_WHILE_READING" if isinstance(exc, ssl.SSLZeroReturnError) else exc.reason or ""
     for part, why in _ALERTS.items():
         if part in reason:
             return why
