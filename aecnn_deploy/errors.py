@@ -25,6 +25,7 @@ AecnnError
 │   └── TimedOutError        it did not answer in time
 ├── CredentialsError         a certificate, a key or a token file cannot be used
 ├── ServeError               the edge cannot start (a port in use, no runner)
+├── PlanError                no plan can be made: a profile is missing, damaged, or of another bundle or machine
 ├── UnitError                a systemd unit cannot be installed
 ├── RunnerError              a model file cannot be loaded or run
 │   └── EngineMismatchError  an engine was built for another product, version or GPU
@@ -204,6 +205,10 @@ class CredentialsError(AecnnError):
 
 class ServeError(AecnnError):
     """The edge cannot start."""
+
+
+class PlanError(AecnnError):
+    """No plan can be made: a profile is missing, damaged, or of another bundle or machine."""
 
 
 class UnitError(AecnnError):

@@ -3,7 +3,6 @@
 import hashlib
 import logging
 import os
-import platform
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +14,7 @@ from aecnn_deploy.bundle.manifest import FP32, INT8, VariantSpec
 from aecnn_deploy.bundle.reader import Bundle
 from aecnn_deploy.errors import BundleError, SettingsError
 from aecnn_deploy.optional import require
+from aecnn_deploy.planning.machine import describe_processor
 from aecnn_deploy.runtimes.onnxruntime_runner import OnnxRuntimeRunner
 
 logger = logging.getLogger("aecnn_deploy.device")
@@ -154,20 +154,6 @@ def check_precision(wanted: str) -> None:
     """Raises SettingsError: no precision that heads have."""
     if wanted not in (AUTO, *PRECISIONS):
         raise SettingsError(f"no head precision {wanted!r}; choose one of {', '.join((AUTO, *PRECISIONS))}")
-
-
-def describe_processor() -> str:
-    """This machine's architecture and processor, as far as it names them."""
-    model = ""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
-    except OSError:
-        lines = []
-    named = dict(line.split(":", 1) for line in lines if ":" in line)
-    fields = {key.strip(): value.strip() for key, value in named.items()}
-    for key in ("model name", "Model", "CPU part"):
-        model = model or fields.get(key, "")
-    return f"{platform.machine()} {model or platform.processor() or 'unnamed'}, {os.cpu_count()} cores"
 
 
 def _version() -> str:
