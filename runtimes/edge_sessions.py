@@ -23,6 +23,7 @@ from aecnn_deploy.errors import (
 )
 from aecnn_deploy.runtimes.backoff import Backoff
 from aecnn_deploy.runtimes.device_link import EdgeLink
+from aecnn_deploy.runtimes.edge_load_told import EdgeLoad, load_told
 from aecnn_deploy.runtimes.link_timing import LinkSample, SendTimes
 from aecnn_deploy.runtimes.moving_frame import Sent
 from aecnn_deploy.runtimes.plane_coder import Answered, PlaneCoder, Terms
@@ -75,6 +76,7 @@ class Session:
     in_flight: dict[int, Sent] = field(default_factory=dict)  # by request id, in the order of sending
     last: Answered | None = None  # the newest frame that the edge answered by RESULT
     times: SendTimes = field(default_factory=SendTimes)
+    load: EdgeLoad | None = None  # what the edge last told
     answers: int = 0
     leaving: bool = False  # the edge said GOODBYE
     ended: bool = False
@@ -182,6 +184,10 @@ class EdgeSessions:
         """The session that takes another request now."""
         session = self._current
         return session if session is not None and len(session.in_flight) < session.limit else None
+
+    def load_locked(self) -> EdgeLoad | None:
+        """How busy the edge of the session is, as it last said; None: there is no session, or it says nothing."""
+        return self._current.load if self._current is not None else None
 
     def heard_locked(self) -> None:
         """Tell the coder what the answers said of link and decoders, and the link's rate how long the oldest request
@@ -308,6 +314,7 @@ class EdgeSessions:
 
     def _opened_locked(self, link: EdgeLink, welcome: Welcome, terms: Terms) -> None:
         session = Session(link, terms, min(self._in_flight, welcome.max_in_flight))
+        session.load = load_told(welcome.load, session.opened_s)
         self._current, self._away = session, None
         self._alive.add(session)
         receiver = Thread(target=self._receive_always, args=(session,), name="aecnn-receive", daemon=True)
@@ -356,6 +363,7 @@ class EdgeSessions:
                 sent = self._answered_locked(session, request_id)
                 samples = session.times.answered(request_id, now_s, result.total_ms / 1e3, fixed_s)
                 self._heard.append((sent.coder, result.decode_ms, now_s, samples))
+                session.load = load_told(result.load, now_s) or session.load
                 if session.last is None or session.last.request_id < request_id:
                     session.last = Answered(request_id, sent.planes)
                 self._listener.on_result(sent, result, now_s)
