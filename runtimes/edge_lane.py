@@ -326,7 +326,7 @@ class Lane:
     def _answer(self, ran: Ran, outcomes: Outcomes) -> None:
         for job, top in zip(ran.jobs, top_classes(ran.logits, TOP_K), strict=True):
             if isinstance(top, RunnerError):
-                outcomes.failures.append((job.future, _internal(top)))
+                outcomes.failures.append((job.future, internal_failure(top)))
                 continue
             assert job.item is not None
             self.model.answered(job.asked, job.item)
