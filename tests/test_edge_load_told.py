@@ -1,0 +1,126 @@
+"""What an edge tells a device that switches between variants, and what it loads for it."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from aecnn_deploy.bundle.reader import Bundle, open_bundle
+from aecnn_deploy.runtimes.edge_load_told import EdgeLoad, VariantLoad, load_told
+from aecnn_deploy.wire import Load, ResultReceived, Welcomed
+from tests.bundles import TinyVariant, make_bundle, serving
+from tests.edge_client import Client, get, planes_of
+
+BUSY = (TinyVariant("tiny-busy", 4, 4, 8, tail_loops=40), TinyVariant("tiny-fast", 4, 4, 8))
+END_S = 30.0
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    path = tmp_path_factory.mktemp("load") / "bundle"
+    make_bundle(path, variants=BUSY)
+    return open_bundle(path)
+
+
+def welcome_load(client: Client) -> list[Load]:
+    event = client.event()
+    assert isinstance(event, Welcomed)
+    return event.welcome.load
+
+
+def answer(client: Client) -> ResultReceived:
+    event = client.event(END_S)
+    assert isinstance(event, ResultReceived), event
+    return event
+
+
+def told(client: Client, bundle: Bundle, until: Callable[[dict[int, Load]], bool]) -> dict[int, Load]:
+    """Ask by the fast variant until what the edge tells with an answer is as wanted."""
+    end_s = time.monotonic() + END_S
+    while True:
+        client.ask(bundle.manifest.variants[1], 1, planes_of(bundle.manifest.variants[1]))
+        load = {entry[0]: entry for entry in answer(client).result.load}
+        if until(load):
+            return load
+        assert time.monotonic() < end_s, load
+
+
+def test_variants_that_are_used_are_loaded_after_welcome_and_their_load_is_told(bundle: Bundle) -> None:
+    with serving(bundle.path, "--preload", "tiny-fast") as edge, Client(edge, bundle, uses=[0, 1, 9]) as client:
+        ((index, wait_ms, run_ms),) = welcome_load(client)
+        assert (index, wait_ms) == (1, 0.0)
+        assert run_ms > 0
+        load = told(client, bundle, lambda load: 0 in load)
+        assert load.keys() == {0, 1}
+        assert load[0][2] > load[1][2] > 0  # the one with 40 matrix products takes longer
+
+
+def test_a_burst_of_others_makes_the_wait_longer(bundle: Bundle) -> None:
+    busy = bundle.manifest.variants[0]
+    with (
+        serving(bundle.path, "--preload", "all", "--max-batch", "1") as edge,
+        Client(edge, bundle) as crowd,
+        Client(edge, bundle, uses=[0, 1]) as client,
+    ):
+        crowd.event()
+        before = {entry[0]: entry for entry in welcome_load(client)}
+        assert before.keys() == {0, 1}
+        assert before[0][1] == 0
+        for _ in range(4):
+            crowd.ask(busy, 0, planes_of(busy))
+        during = told(client, bundle, lambda load: load[0][1] > 0)
+        # In turns: the crowd's running one and one more are before it at most, and the fast one has no queue.
+        assert 0 < during[0][1] < 4 * during[0][2]
+        assert during[1][1] <= during[1][2] + 0.01  # the rest of another model's batch, at most its own run
+        for _ in range(4):
+            assert answer(crowd).result.load == []  # it did not say that it switches
+        after = told(client, bundle, lambda load: load[0][1] == 0)
+        assert after[0][1] == 0
+
+
+def test_a_session_that_uses_nothing_hears_nothing_and_loads_nothing(bundle: Bundle) -> None:
+    with serving(bundle.path, "--preload", "tiny-fast") as edge, Client(edge, bundle) as client:
+        assert client.session.hello.uses == []
+        assert welcome_load(client) == []
+        client.ask(bundle.manifest.variants[1], 1, planes_of(bundle.manifest.variants[1]))
+        assert answer(client).result.load == []
+        assert b'aecnn_model_loads_total{variant="tiny-busy"}' not in get(edge, "/metrics")[1]
+
+
+def test_no_loaded_model_is_freed_for_one_that_is_only_wanted(bundle: Bundle) -> None:
+    small_mb = f"{bundle.manifest.files[bundle.manifest.variants[1].tails['onnxruntime']].bytes / 1e6 + 0.001:.6f}"
+    with (
+        serving(bundle.path, "--preload", "tiny-fast", "--memory-limit-mb", small_mb) as edge,
+        Client(edge, bundle, uses=[0, 1]) as client,
+    ):
+        assert [entry[0] for entry in welcome_load(client)] == [1]
+        for _ in range(5):
+            assert told(client, bundle, lambda _: True).keys() == {1}
+        code, log = edge.stop()
+    assert code == 0
+    assert "tiny-busy is not loaded ahead: the limit of" in log
+    assert "freed tiny-fast" not in log
+
+
+def test_a_tail_that_cannot_be_loaded_ahead_harms_nobody(tmp_path: Path) -> None:
+    broken = tmp_path / "broken.onnx"
+    broken.write_bytes(b"no model")
+    make_bundle(tmp_path / "bundle", variants=BUSY, tail_of_first=broken)
+    bundle = open_bundle(tmp_path / "bundle")
+    with (
+        serving(bundle.path, "--preload", "tiny-fast") as edge,
+        Client(edge, bundle, uses=[0, 1]) as client,
+    ):
+        assert [entry[0] for entry in welcome_load(client)] == [1]
+        for _ in range(5):
+            assert told(client, bundle, lambda _: True).keys() == {1}
+        code, log = edge.stop()
+    assert code == 0
+    assert "tiny-busy cannot be loaded ahead" in log
+
+
+def test_what_was_told_stands_by_the_bundles_indexes() -> None:
+    load = load_told([(0, 1.5, 12.0), (3, 0.0, 40.0)], 7.0)
+    assert load == EdgeLoad({0: VariantLoad(1.5, 12.0), 3: VariantLoad(0.0, 40.0)}, 7.0)
+    assert load_told([], 7.0) is None
