@@ -4,6 +4,7 @@ import io
 import math
 import time
 from collections.abc import Iterator
+from itertools import cycle
 
 import numpy as np
 import pytest
@@ -234,16 +235,17 @@ class TestOverALinkThatChanges:
     def measured(self, bundle: Bundle, edge: Edge, noise: list[bytes], after_bps: float | None, **ends: float) -> float:
         """Mbit/s, ``ends["frames"]`` frames or ``ends["seconds"]`` after the rate of 2 Mbit/s was changed."""
         with LinkProxy(edge.port, LinkSettings(rate_bps=2e6)) as proxy:
+            pictures = cycle(noise)
 
             def frames() -> Iterator[SourceImage]:
                 for number in range(20):
-                    yield SourceImage(f"steady{number}", noise[number % 16])
+                    yield SourceImage(f"steady{number}", next(pictures))
                 if after_bps is None:
                     return
                 proxy.rate_bps = after_bps
                 end_s, number = time.perf_counter() + ends.get("seconds", math.inf), 0
                 while number < ends.get("frames", math.inf) and time.perf_counter() < end_s:
-                    yield SourceImage(f"after{number}", noise[number % 16])
+                    yield SourceImage(f"after{number}", next(pictures))
                     number += 1
 
             report = run(bundle, proxy.url, frames(), in_flight=int(ends.get("in_flight", 1)))
