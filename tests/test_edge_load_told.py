@@ -2,14 +2,27 @@
 
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
+from threading import Lock
 
 import pytest
 
 from aecnn_deploy.bundle.reader import Bundle, open_bundle
+from aecnn_deploy.codec import PlaneEncoder
+from aecnn_deploy.errors import EdgeUnreachableError
+from aecnn_deploy.planning.link_rate import LinkRate
+from aecnn_deploy.runtimes.backoff import Backoff
+from aecnn_deploy.runtimes.device_head import hello_of
+from aecnn_deploy.runtimes.device_link import EdgeLink
+from aecnn_deploy.runtimes.device_settings import DeviceSettings
 from aecnn_deploy.runtimes.edge_load_told import EdgeLoad, VariantLoad, load_told
-from aecnn_deploy.wire import Load, ResultReceived, Welcomed
+from aecnn_deploy.runtimes.edge_sessions import EdgeSessions
+from aecnn_deploy.runtimes.moving_frame import MovingFrame, Sent
+from aecnn_deploy.runtimes.plane_coder import PlaneCoder
+from aecnn_deploy.wire import Failed, Load, Result, ResultReceived, Welcomed
 from tests.bundles import TinyVariant, make_bundle, serving
+from tests.device_runs import wait_for
 from tests.edge_client import Client, get, planes_of
 
 BUSY = (TinyVariant("tiny-busy", 4, 4, 8, tail_loops=40), TinyVariant("tiny-fast", 4, 4, 8))
@@ -118,6 +131,68 @@ def test_a_tail_that_cannot_be_loaded_ahead_harms_nobody(tmp_path: Path) -> None
         code, log = edge.stop()
     assert code == 0
     assert "tiny-busy cannot be loaded ahead" in log
+
+
+class Answers:
+    """Hears of a session's answers, and has no frames to look after."""
+
+    def __init__(self) -> None:
+        self.results = 0
+
+    def on_result(self, sent: Sent, result: Result, now_s: float) -> None:
+        self.results += 1
+
+    def on_failure(self, sent: Sent, failed: Failed, now_s: float) -> None:
+        raise AssertionError(failed)
+
+    def on_lost(self, sents: list[Sent], error: EdgeUnreachableError) -> None: ...
+
+    def on_room(self) -> None: ...
+
+    def on_route(self) -> None: ...
+
+    def on_defect(self, defect: BaseException) -> None:
+        raise defect
+
+
+@pytest.mark.parametrize("uses", [(0, 1), ()])
+def test_a_device_knows_the_load_of_its_session_from_welcome_and_results(bundle: Bundle, uses: tuple[int, ...]) -> None:
+    fast = bundle.manifest.variants[1]
+    with serving(bundle.path, "--preload", "tiny-fast") as edge:
+        settings = DeviceSettings(edge.url, variant="tiny-fast")
+        coder = PlaneCoder(bundle, fast, LinkRate(), coder="raw", level=3)
+        hello, answers, lock = hello_of(bundle, settings, uses), Answers(), Lock()
+
+        def make_link() -> EdgeLink:
+            return EdgeLink(edge.url, hello, timeout_s=10.0, limits=settings.limits)
+
+        sessions = EdgeSessions(lock, make_link, coder, answers, in_flight=4, timeout_s=10.0, backoff=Backoff())
+        with closing(sessions):
+            with lock:
+                assert sessions.load_locked() is None
+            sessions.open_first()
+            sessions.start()
+            with lock:
+                first, session = sessions.load_locked(), sessions.room_locked()
+            assert session is not None
+            assert (first is not None and first.variants.keys() == {1}) if uses else first is None
+            end_s, load = time.monotonic() + END_S, first
+            for number in range(1, 1000):
+                planes = planes_of(fast)
+                with lock:
+                    encoded = PlaneEncoder(fast.planes, fast.bits, coder="raw").encode(planes)
+                    request_id, message = session.link.prepare(1, encoded, deadline_ms=0)
+                    frame = MovingFrame(0, "frame0", time.perf_counter(), None)
+                    sent = Sent(frame, planes, "raw", "raw", len(message), time.perf_counter())
+                    sessions.register_locked(session, request_id, sent)
+                session.link.send(message)
+                wait_for(lambda number=number: answers.results == number)  # type: ignore[misc]
+                with lock:
+                    load = sessions.load_locked()
+                if not uses or (load is not None and load.variants.keys() == {0, 1}):
+                    break
+                assert time.monotonic() < end_s
+            assert load is None if not uses else load is not None and load.variants[0].run_ms > load.variants[1].run_ms
 
 
 def test_what_was_told_stands_by_the_bundles_indexes() -> None:
