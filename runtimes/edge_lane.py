@@ -117,7 +117,7 @@ class Lane:
         The wait is that of this lane's own queue, as ``FairQueue`` would serve it, and of the batch that runs.
         """
         with self._changed:
-            ahead = self._queue.ahead(peer, stream)
+            ahead = self._queue.ahead(peer, stream) if self._queue else 0
             wait_s = self._wait_s(ahead, now_s)
         together = ahead % self.batch_size + 1
         if together < self.batch_size:
