@@ -22,10 +22,9 @@ from aecnn_deploy.runtimes.moving_frame import MovingFrame, Sent
 from aecnn_deploy.runtimes.plane_coder import PlaneCoder
 from aecnn_deploy.wire import Failed, Load, Result, ResultReceived, Welcomed
 from tests.bundles import TinyVariant, make_bundle, serving
-from tests.device_runs import wait_for
-from tests.edge_client import Client, get, planes_of
+from tests.edge_client import Client, metric, planes_of
 
-BUSY = (TinyVariant("tiny-busy", 4, 4, 8, tail_loops=40), TinyVariant("tiny-fast", 4, 4, 8))
+BUSY = (TinyVariant("tiny-busy", 4, 4, 8, tail_loops=20), TinyVariant("tiny-fast", 4, 4, 8))
 END_S = 30.0
 
 
@@ -59,14 +58,22 @@ def told(client: Client, bundle: Bundle, until: Callable[[dict[int, Load]], bool
         assert time.monotonic() < end_s, load
 
 
-def test_variants_that_are_used_are_loaded_after_welcome_and_their_load_is_told(bundle: Bundle) -> None:
-    with serving(bundle.path, "--preload", "tiny-fast") as edge, Client(edge, bundle, uses=[0, 1, 9]) as client:
-        ((index, wait_ms, run_ms),) = welcome_load(client)
-        assert (index, wait_ms) == (1, 0.0)
-        assert run_ms > 0
-        load = told(client, bundle, lambda load: 0 in load)
-        assert load.keys() == {0, 1}
-        assert load[0][2] > load[1][2] > 0  # the one with 40 matrix products takes longer
+def test_variants_that_are_used_are_loaded_and_told_of_and_other_sessions_hear_nothing(bundle: Bundle) -> None:
+    with serving(bundle.path, "--preload", "tiny-fast") as edge:
+        with Client(edge, bundle) as client:
+            assert welcome_load(client) == []
+            client.ask(bundle.manifest.variants[1], 1, planes_of(bundle.manifest.variants[1]))
+            assert answer(client).result.load == []
+        loads = 'aecnn_load_seconds_count{variant="tiny-busy"}'
+        assert metric(edge, loads) == 0
+        with Client(edge, bundle, uses=[0, 1, 9]) as client:
+            ((index, wait_ms, run_ms),) = welcome_load(client)
+            assert (index, wait_ms) == (1, 0.0)
+            assert run_ms > 0
+            load = told(client, bundle, lambda load: 0 in load)
+            assert load.keys() == {0, 1}
+            assert load[0][2] > load[1][2] > 0  # the one with 20 matrix products takes longer
+        assert metric(edge, loads) == 1
 
 
 def test_a_burst_of_others_makes_the_wait_longer(bundle: Bundle) -> None:
@@ -90,15 +97,6 @@ def test_a_burst_of_others_makes_the_wait_longer(bundle: Bundle) -> None:
             assert answer(crowd).result.load == []  # it did not say that it switches
         after = told(client, bundle, lambda load: load[0][1] == 0)
         assert after[0][1] == 0
-
-
-def test_a_session_that_uses_nothing_hears_nothing_and_loads_nothing(bundle: Bundle) -> None:
-    with serving(bundle.path, "--preload", "tiny-fast") as edge, Client(edge, bundle) as client:
-        assert client.session.hello.uses == []
-        assert welcome_load(client) == []
-        client.ask(bundle.manifest.variants[1], 1, planes_of(bundle.manifest.variants[1]))
-        assert answer(client).result.load == []
-        assert b'aecnn_model_loads_total{variant="tiny-busy"}' not in get(edge, "/metrics")[1]
 
 
 def test_no_loaded_model_is_freed_for_one_that_is_only_wanted(bundle: Bundle) -> None:
@@ -155,18 +153,25 @@ class Answers:
         raise defect
 
 
-@pytest.mark.parametrize("uses", [(0, 1), ()])
-def test_a_device_knows_the_load_of_its_session_from_welcome_and_results(bundle: Bundle, uses: tuple[int, ...]) -> None:
+def test_a_device_knows_the_load_of_its_session_from_welcome_and_results(bundle: Bundle) -> None:
     fast = bundle.manifest.variants[1]
-    with serving(bundle.path, "--preload", "tiny-fast") as edge:
-        settings = DeviceSettings(edge.url, variant="tiny-fast")
+    planes = planes_of(fast)
+    encoded = PlaneEncoder(fast.planes, fast.bits, coder="raw").encode(planes)
+
+    def loads(url: str, *uses: int) -> tuple[EdgeLoad | None, EdgeLoad | None]:
+        """After the WELCOME; and after RESULTs until both variants are told of, or after one where none is used."""
+        settings = DeviceSettings(url, variant="tiny-fast")
         coder = PlaneCoder(bundle, fast, LinkRate(), coder="raw", level=3)
         hello, answers, lock = hello_of(bundle, settings, uses), Answers(), Lock()
-
-        def make_link() -> EdgeLink:
-            return EdgeLink(edge.url, hello, timeout_s=10.0, limits=settings.limits)
-
-        sessions = EdgeSessions(lock, make_link, coder, answers, in_flight=4, timeout_s=10.0, backoff=Backoff())
+        sessions = EdgeSessions(
+            lock,
+            lambda: EdgeLink(url, hello, timeout_s=10.0, limits=settings.limits),
+            coder,
+            answers,
+            in_flight=4,
+            timeout_s=10.0,
+            backoff=Backoff(),
+        )
         with closing(sessions):
             with lock:
                 assert sessions.load_locked() is None
@@ -175,24 +180,31 @@ def test_a_device_knows_the_load_of_its_session_from_welcome_and_results(bundle:
             with lock:
                 first, session = sessions.load_locked(), sessions.room_locked()
             assert session is not None
-            assert (first is not None and first.variants.keys() == {1}) if uses else first is None
-            end_s, load = time.monotonic() + END_S, first
-            for number in range(1, 1000):
-                planes = planes_of(fast)
+            end_s, load, asked = time.monotonic() + END_S, first, 0
+            while not asked or (uses and (load is None or load.variants.keys() != {0, 1})):
+                assert time.monotonic() < end_s
+                asked += 1
                 with lock:
-                    encoded = PlaneEncoder(fast.planes, fast.bits, coder="raw").encode(planes)
                     request_id, message = session.link.prepare(1, encoded, deadline_ms=0)
                     frame = MovingFrame(0, "frame0", time.perf_counter(), None)
                     sent = Sent(frame, planes, "raw", "raw", len(message), time.perf_counter())
                     sessions.register_locked(session, request_id, sent)
                 session.link.send(message)
-                wait_for(lambda number=number: answers.results == number)  # type: ignore[misc]
+                while answers.results < asked:
+                    assert time.monotonic() < end_s
+                    time.sleep(0.002)
                 with lock:
                     load = sessions.load_locked()
-                if not uses or (load is not None and load.variants.keys() == {0, 1}):
-                    break
-                assert time.monotonic() < end_s
-            assert load is None if not uses else load is not None and load.variants[0].run_ms > load.variants[1].run_ms
+        return first, load
+
+    with serving(bundle.path, "--preload", "tiny-fast") as edge:
+        assert loads(edge.url) == (None, None)
+        first, last = loads(edge.url, 0, 1)
+    assert first is not None
+    assert last is not None
+    assert first.variants.keys() == {1}
+    assert last.told_s > first.told_s
+    assert last.variants[0].run_ms > last.variants[1].run_ms > 0
 
 
 def test_what_was_told_stands_by_the_bundles_indexes() -> None:
