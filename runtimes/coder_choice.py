@@ -5,9 +5,8 @@ speeds and the link's measured rate: minimise encode + bytes / rate + decode ove
 """
 
 import time
-from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -23,15 +22,17 @@ from aecnn_deploy.codec import (
     PlaneEncoder,
 )
 from aecnn_deploy.errors import CodecError
+from aecnn_deploy.planning.link import bytes_on_link
+from aecnn_deploy.planning.link_rate import LinkRate
+from aecnn_deploy.wire import HEADER_BYTES
+
+__all__ = ["CoderChoice", "CoderCost", "LinkRate", "Objective", "Reference"]
 
 _EVERY = 64  # frames; one of so many is coded by all coders, to see how they do now
 _DELTA_EVERY = 8  # frames; the same for differences: how alike frames are can change at once
 _EARLY = frozenset({2, 5, 11, 23})  # and these: one frame says little
 _NEW = 0.25  # weight of a new measurement against the mean of those before
 _LEAST = 0.1  # the same for the share of bytes, once there are ten
-_WINDOW = 32  # frames that the rate is measured over
-_GUESS = 0.0008  # ms a byte before anything was measured: 10 Mbit/s
-
 
 Objective = Literal["time", "bytes"]
 
@@ -57,39 +58,6 @@ class CoderCost:
     @property
     def total_ms(self) -> float:
         return self.encode_ms + self.send_ms + self.decode_ms
-
-
-@dataclass(slots=True)
-class LinkRate:
-    """The link's rate, from what requests of known size took beyond a message without content.
-
-    ``fixed_ms``: there and back for an empty message, the least that was seen.
-    """
-
-    fixed_ms: float | None = None
-    _samples: deque[float] = field(default_factory=lambda: deque(maxlen=_WINDOW), init=False)  # ms a byte
-
-    def pinged(self, took_ms: float) -> None:
-        """An empty message went there and back."""
-        self.fixed_ms = took_ms if self.fixed_ms is None else min(self.fixed_ms, took_ms)
-
-    def heard(self, wire_bytes: int, link_ms: float) -> None:
-        """A request of ``wire_bytes`` took ``link_ms`` on the link, its answer included."""
-        if self.fixed_ms is not None:
-            self._samples.append(max(0.0, link_ms - self.fixed_ms) / wire_bytes)
-
-    @property
-    def ms_per_byte(self) -> float:
-        """The lower quartile over the last frames, 0 where the link is too fast to measure; 10 Mbit/s before them.
-
-        What disturbs a sample, another process or a lost packet, only makes it longer.
-        """
-        return sorted(self._samples)[len(self._samples) // 4] if self._samples else _GUESS
-
-    @property
-    def frames(self) -> int:
-        """How many frames it stands on."""
-        return len(self._samples)
 
 
 @dataclass(slots=True)
@@ -193,7 +161,13 @@ class CoderChoice:
     def costs(self, ms_per_byte: float) -> tuple[CoderCost, ...]:
         """All coders that were measured, the best by the objective first; empty before the first frame."""
         costs = (
-            CoderCost(name, self._bytes(name), known.encode_ms, self._bytes(name) * ms_per_byte, known.decode_ms)
+            CoderCost(
+                name,
+                self._bytes(name),
+                known.encode_ms,
+                bytes_on_link(HEADER_BYTES + self._bytes(name)) * ms_per_byte,
+                known.decode_ms,
+            )
             for name, known in self._known.items()
         )
         return tuple(sorted(costs, key=lambda cost: cost.total_ms if self.objective == "time" else cost.bytes))

@@ -1,6 +1,7 @@
 """A variant's head on this machine, and what device and edge say to each other of the bundle."""
 
 import socket
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
 
@@ -58,8 +59,8 @@ class DeviceHead:
         return planes
 
 
-def hello_of(bundle: Bundle, settings: DeviceSettings) -> Hello:
-    """What a device with this bundle says first."""
+def hello_of(bundle: Bundle, settings: DeviceSettings, uses: Sequence[int] = ()) -> Hello:
+    """What a device with this bundle says first. ``uses``: the variants that it switches between, by their index."""
     return Hello(
         bundle_id=bundle.id,
         wire_versions=[WIRE_VERSION],
@@ -67,4 +68,5 @@ def hello_of(bundle: Bundle, settings: DeviceSettings) -> Hello:
         coders=[*coder_names(), *delta_names()],
         software=f"aecnn-deploy {__version__}",
         device=settings.name or socket.gethostname() or None,
+        uses=list(uses),
     )

@@ -24,8 +24,8 @@ from aecnn_deploy.errors import (
     WireError,
 )
 from aecnn_deploy.optional import require
+from aecnn_deploy.planning.link_rate import LinkRate
 from aecnn_deploy.runtimes.backoff import Backoff
-from aecnn_deploy.runtimes.coder_choice import LinkRate
 from aecnn_deploy.runtimes.credentials import Credentials
 from aecnn_deploy.runtimes.handshake import refusal_of, unreachable
 from aecnn_deploy.wire import (
@@ -121,7 +121,7 @@ class EdgeLink:
         self._session_lock = threading.Lock()
         self._guard: socket.socket | None = None  # the same connection as websockets' own socket
         self._backoff, self._not_before_s = Backoff(), 0.0
-        self._why, self._waited_s = "", 0.0
+        self._why, self._waited_s, self._pinged_s = "", 0.0, 0.0
         self.rate = rate if rate is not None else LinkRate()  # follows every answer to ``request``
 
     @property
@@ -165,6 +165,14 @@ class EdgeLink:
             if not answered:
                 return
             self.rate.pinged((time.perf_counter() - began_s) * 1e3)
+
+    def idle_ping_ms(self) -> float | None:
+        """What the WebSocket library's last ping took, one in 20 s, which keeps the connection; None: no new one."""
+        took_s = getattr(self._connection, "latency", 0.0)  # websockets 15 and later
+        if not took_s or took_s == self._pinged_s:
+            return None
+        self._pinged_s = took_s
+        return float(took_s) * 1e3
 
     def request(self, variant: int, planes: EncodedPlanes, *, deadline_ms: int) -> Reply:
         """Send one image's planes and wait for the answer.

@@ -18,8 +18,8 @@ from threading import Event
 
 from aecnn_deploy.bundle.reader import Bundle
 from aecnn_deploy.errors import AecnnError
+from aecnn_deploy.planning.link_rate import LinkRate
 from aecnn_deploy.runtimes.backoff import Backoff
-from aecnn_deploy.runtimes.coder_choice import LinkRate
 from aecnn_deploy.runtimes.device_head import DeviceHead, hello_of
 from aecnn_deploy.runtimes.device_link import EdgeLink
 from aecnn_deploy.runtimes.device_settings import DeviceSettings

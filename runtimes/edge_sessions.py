@@ -23,7 +23,8 @@ from aecnn_deploy.errors import (
 )
 from aecnn_deploy.runtimes.backoff import Backoff
 from aecnn_deploy.runtimes.device_link import EdgeLink
-from aecnn_deploy.runtimes.link_timing import SendTimes
+from aecnn_deploy.runtimes.edge_load_told import EdgeLoad, load_told
+from aecnn_deploy.runtimes.link_timing import LinkSample, SendTimes
 from aecnn_deploy.runtimes.moving_frame import Sent
 from aecnn_deploy.runtimes.plane_coder import Answered, PlaneCoder, Terms
 from aecnn_deploy.wire import (
@@ -75,6 +76,7 @@ class Session:
     in_flight: dict[int, Sent] = field(default_factory=dict)  # by request id, in the order of sending
     last: Answered | None = None  # the newest frame that the edge answered by RESULT
     times: SendTimes = field(default_factory=SendTimes)
+    load: EdgeLoad | None = None  # what the edge last told
     answers: int = 0
     leaving: bool = False  # the edge said GOODBYE
     ended: bool = False
@@ -135,7 +137,7 @@ class EdgeSessions:
         self.patient = False  # whether frames wait while the edge wants a pause of at most ``timeout_s``
         self._held_until_s, self._held_by = 0.0, RequestFailedError(FailureCode.OVERLOADED, "the edge is busy")
         self._fruitless = 0  # sessions one after the other that came to nothing
-        self._heard: deque[tuple[str, float, list[tuple[int, float]]]] = deque(maxlen=64)
+        self._heard: deque[tuple[str, float, float, list[LinkSample]]] = deque(maxlen=64)
 
     def open_first(self) -> None:
         """Connect, from the caller's thread. Raises EdgeUnreachableError, SessionRefusedError; CodecError: the edge
@@ -183,14 +185,25 @@ class EdgeSessions:
         session = self._current
         return session if session is not None and len(session.in_flight) < session.limit else None
 
+    def load_locked(self) -> EdgeLoad | None:
+        """How busy the edge of the session is, as it last said; None: there is no session, or it says nothing."""
+        return self._current.load if self._current is not None else None
+
     def heard_locked(self) -> None:
-        """Tell the coder what the answers said of link and decoders; from the thread that encodes."""
+        """Tell the coder what the answers said of link and decoders, and the link's rate how long the oldest request
+        has been without one; from the thread that encodes."""
+        rate, session = self._coder.rate, self._current
         while self._heard:
-            coder, decode_ms, samples = self._heard.popleft()
+            coder, decode_ms, heard_s, samples = self._heard.popleft()
             if coder:
                 self._coder.decoded(coder, decode_ms)
-            for wire_bytes, link_ms in samples:
-                self._coder.rate.heard(wire_bytes, link_ms)
+            for sample in samples:
+                rate.heard(sample.wire_bytes, sample.link_ms, heard_s, queued=sample.queued)
+        now_s = time.perf_counter()
+        waiting = session.times.waiting(now_s, (rate.fixed_ms or 0.0) / 1e3) if session is not None else None
+        rate.waiting(*(waiting or (0, 0.0)), now_s)
+        if session is not None and (idle_ms := session.link.idle_ping_ms()) is not None:
+            rate.pinged(idle_ms, now_s)
 
     def register_locked(self, session: Session, request_id: int, sent: Sent) -> None:
         """The request is about to be sent."""
@@ -301,6 +314,7 @@ class EdgeSessions:
 
     def _opened_locked(self, link: EdgeLink, welcome: Welcome, terms: Terms) -> None:
         session = Session(link, terms, min(self._in_flight, welcome.max_in_flight))
+        session.load = load_told(welcome.load, session.opened_s)
         self._current, self._away = session, None
         self._alive.add(session)
         receiver = Thread(target=self._receive_always, args=(session,), name="aecnn-receive", daemon=True)
@@ -348,14 +362,15 @@ class EdgeSessions:
             case ResultReceived(request_id, result):
                 sent = self._answered_locked(session, request_id)
                 samples = session.times.answered(request_id, now_s, result.total_ms / 1e3, fixed_s)
-                self._heard.append((sent.coder, result.decode_ms, samples))
+                self._heard.append((sent.coder, result.decode_ms, now_s, samples))
+                session.load = load_told(result.load, now_s) or session.load
                 if session.last is None or session.last.request_id < request_id:
                     session.last = Answered(request_id, sent.planes)
                 self._listener.on_result(sent, result, now_s)
                 self._listener.on_room()
             case FailureReceived(request_id, failed):
                 sent = self._answered_locked(session, request_id)
-                self._heard.append(("", 0.0, session.times.answered(request_id, now_s, None, fixed_s)))
+                self._heard.append(("", 0.0, now_s, session.times.answered(request_id, now_s, None, fixed_s)))
                 if failed.retry_after_s and failed.code in (FailureCode.OVERLOADED, FailureCode.DEADLINE):
                     hold_s = min(failed.retry_after_s, _LONGEST_HOLD_S)
                     self._held_until_s = max(self._held_until_s, now_s + hold_s)

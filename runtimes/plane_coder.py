@@ -10,7 +10,8 @@ from aecnn_deploy.bundle.manifest import VariantSpec
 from aecnn_deploy.bundle.reader import Bundle
 from aecnn_deploy.codec import CODERS, DELTA_CODERS, MAX_DISTANCE, EncodedPlanes, coder_names, delta_names
 from aecnn_deploy.errors import CodecError, SettingsError
-from aecnn_deploy.runtimes.coder_choice import CoderChoice, LinkRate, Objective, Reference
+from aecnn_deploy.planning.link_rate import FASTEST_MS, LinkRate
+from aecnn_deploy.runtimes.coder_choice import CoderChoice, Objective, Reference
 from aecnn_deploy.runtimes.plane_memory import plane_dictionary, useful_coders
 from aecnn_deploy.wire import Welcome
 
@@ -93,7 +94,7 @@ class PlaneCoder:
         return {
             "objective": self._choice.objective,
             "link": {
-                "megabits_per_s": round(0.008 / rate.ms_per_byte, 3) if rate.ms_per_byte else None,
+                "megabits_per_s": round(rate.rate_bps / 1e6, 3) if rate.ms_per_byte > FASTEST_MS else None,
                 "fixed_ms": None if rate.fixed_ms is None else round(rate.fixed_ms, 3),
                 "frames": rate.frames,
             },

@@ -5,7 +5,7 @@ import random
 import threading
 from collections.abc import Coroutine
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, Self
 
@@ -62,6 +62,15 @@ class LinkProxy:
     ) -> None:
         self._loop.call_soon_threadsafe(self._stop.set)
         self._thread.join()
+
+    @property
+    def rate_bps(self) -> float | None:
+        """Of each direction; what is set holds for all that comes from then on."""
+        return self._settings.rate_bps
+
+    @rate_bps.setter
+    def rate_bps(self, rate_bps: float | None) -> None:
+        self._settings = replace(self._settings, rate_bps=rate_bps)
 
     def stop_cutting(self) -> None:
         """Leave the connections whole from now on."""

@@ -167,7 +167,7 @@ class TestSendTimes:
                 samples += times.answered(number, at_s, edge_s, self.FIXED_S)
             else:
                 times.sent(number, size, at_s)
-        return [(link_ms - self.FIXED_S * 1e3) / size for size, link_ms in samples]
+        return [(link_ms - self.FIXED_S * 1e3) / size for size, link_ms, _ in samples]
 
     def test_one_after_the_other_each_is_measured_alone(self) -> None:
         rates = self.rates(self.link([(number * 1.0, 1000 + number) for number in range(10)]))
@@ -185,7 +185,7 @@ class TestSendTimes:
             times.sent(number, size, began_s)
         for number, _, _, answered_s in reversed(traffic):
             samples += times.answered(number, answered_s, 0.02, self.FIXED_S)
-        assert [round((ms - self.FIXED_S * 1e3) / size, 6) for size, ms in samples] == [0.01] * 12
+        assert [round((ms - self.FIXED_S * 1e3) / size, 6) for size, ms, _ in samples] == [0.01] * 12
 
     def test_after_a_failure_there_is_no_sample_until_a_time_is_known_again(self) -> None:
         traffic = self.link([(number * 0.001, 2000) for number in range(6)])
