@@ -45,7 +45,7 @@ def plan_lines(
             if rate is None:
                 yield f"{'no rate':>{_RATE}}  {variant}"
             else:
-                yield f"{say_rate(rate):>{_RATE}}  {variant}, {way.prediction.coder}"
+                yield f"{say_rate(rate, at_least=True):>{_RATE}}  {variant}, {way.prediction.coder}"
     if rules:
         yield ""
         yield "other people's rules"

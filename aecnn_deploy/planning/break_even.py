@@ -5,6 +5,7 @@ once at most: the crossing has a closed form.
 """
 
 from dataclasses import dataclass
+from math import ceil, floor, log10
 
 from aecnn_deploy.planning.prediction import Prediction
 
@@ -54,8 +55,11 @@ def break_even(first: Prediction, second: Prediction) -> BreakEven:
     return BreakEven(first, second, -more_bytes * 8e3 / more_ms, fewer, other)
 
 
-def say_rate(rate_bps: float) -> str:
-    """``17.3 Mbit/s``, with three significant digits; of slow links ``250 kbit/s``."""
+def say_rate(rate_bps: float, *, at_least: bool = False) -> str:
+    """``17.3 Mbit/s``, with three significant digits; ``at_least``: rounded up, so that what is said suffices."""
+    if at_least and rate_bps > 0:
+        step = 10.0 ** (floor(log10(rate_bps)) - 2)
+        rate_bps = ceil(rate_bps / step - 1e-9) * step
     for unit, size in (("Gbit/s", 1e9), ("Mbit/s", 1e6), ("kbit/s", 1e3)):
         if rate_bps >= 0.9995 * size:
             value = rate_bps / size

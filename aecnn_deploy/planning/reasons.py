@@ -1,5 +1,7 @@
 """Why a way is not the choice, and why there is none: in words, with the numbers that say by how much."""
 
+from math import ceil
+
 from aecnn_deploy.planning.break_even import say_rate
 from aecnn_deploy.planning.plan import TIE, Candidate, Plan, PlanSettings
 from aecnn_deploy.planning.prediction import FULL, LOCAL, SPLIT
@@ -43,7 +45,7 @@ def why_none(plan: Plan) -> str:
     words = (
         f"nothing{_accurate(settings)} meets the deadline of {ms(settings.deadline_ms)}: the nearest, {near.label}, "
         f"takes {ms(near.judged_ms(settings))}{' for a slow image' if settings.safe else ''}, {ms(over_ms)} too many; "
-        f"it would take a deadline of {ms(near.judged_ms(settings))}{_or_rate(accurate, settings)}"
+        f"it would take a deadline of {ms(ceil(near.judged_ms(settings) * 10) / 10)}{_or_rate(accurate, settings)}"
     )
     return words + _head_alone(accurate, settings) + _what_full_would(plan)
 
@@ -93,7 +95,7 @@ def _from_rate(candidate: Candidate, settings: PlanSettings) -> str:
     if settings.safe or settings.deadline_ms is None or candidate.prediction.path == LOCAL:
         return ""
     rate = candidate.prediction.rate_for(settings.deadline_ms)
-    return ", and at no rate in time" if rate is None else f"; in time from {say_rate(rate)}"
+    return ", and at no rate in time" if rate is None else f"; in time from {say_rate(rate, at_least=True)}"
 
 
 def _against(candidate: Candidate, choice: Candidate, settings: PlanSettings) -> str:
@@ -152,7 +154,7 @@ def _or_rate(accurate: list[Candidate], settings: PlanSettings) -> str:
     if settings.safe or not rates:
         return "" if settings.safe else "; no rate helps"
     rate, item = min(rates, key=lambda pair: pair[0])
-    return f", or {say_rate(rate)} for {item.label}"
+    return f", or {say_rate(rate, at_least=True)} for {item.label}"
 
 
 def _head_alone(accurate: list[Candidate], settings: PlanSettings) -> str:
