@@ -81,6 +81,7 @@ def write_figure(figure: Any, path: Path) -> None:
             svg.FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None, "Creator": None})
     else:
         agg = require("matplotlib.backends.backend_agg", why=_WHY, extra="plan")
+        figure.set_dpi(_DPI)  # writing SVG leaves its own
         agg.FigureCanvasAgg(figure).print_png(buffer, metadata={"Software": None})
     partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
     try:
