@@ -9,16 +9,19 @@ from typing import Any
 
 import msgspec
 import pytest
+import typer
 from PIL import Image
 
 from aecnn_deploy.bundle.reader import Bundle, open_bundle
 from aecnn_deploy.bundle.writer import BundleWriter
+from aecnn_deploy.cli.main import app
 from aecnn_deploy.planning.profile_store import profile_folder, write_profile
 from aecnn_deploy.planning.profiles import AnyProfile, ImageCoding, Machine
 from tests.bundles import one_line
 from tests.in_process import command_here
 from tests.plan_profiles import PI, around, device_profile, edge_profile, link_profile
 
+DOCS = Path(__file__).resolve().parents[1] / "docs" / "planning.md"
 ACCURACIES = {"tiny-l1-v2-u8": 0.961, "tiny-l1-v4-u4": 0.93}
 FRAME = [
     ("jpeg-q75", 3000.0, 1.0, 0.5),
@@ -97,6 +100,7 @@ class TestText:
         assert (done.returncode, done.stderr) == (0, b"")
         assert max(map(len, done.stdout.decode().splitlines())) <= 80
         assert done.stdout.decode() == GOLDEN
+        assert GOLDEN in DOCS.read_text()
 
     def test_nothing_that_fits_is_told_with_the_nearest_and_exit_status_1(self, plan: Plan) -> None:
         done = plan("--rate-mbps", "10", "--rtt-ms", "3", "--deadline-ms", "5")
@@ -116,8 +120,22 @@ class TestText:
         text = " ".join(plan("--rate-mbps", "10").stdout.decode().split())
         assert "note no round trip is given and none was measured: it counts as 0 ms; give --rtt-ms" in text
 
+    def test_full_offloading_has_no_command_of_its_own(self, plan: Plan) -> None:
+        text = plan("--rate-mbps", "150", "--rtt-ms", "3", "--deadline-ms", "46", "--full").stdout.decode()
+        assert "choice    full offloading, file@640x480: " in text
+        assert "run       POST each image to /v1/classify of the edge: docs/serving.md" in text
+
 
 class TestDocument:
+    def test_the_page_names_every_key_and_every_option(self, plan: Plan) -> None:
+        found = document(plan("--rate-mbps", "10", "--rtt-ms", "3", "--deadline-ms", "46", "--json"))
+        keys = {*found, *found["choice"], *found["break_even"][0], *found["least_rates"][0], *found["link"]}
+        text = DOCS.read_text()
+        assert {key for key in keys if f"`{key}`" not in text} == set()
+        command = typer.main.get_command(app).commands["plan"]  # type: ignore[attr-defined]
+        options = {name for option in command.params for name in (*option.opts, *option.secondary_opts)}
+        assert {name for name in options - {"bundle", "--help", "-h"} if f"`{name}`" not in text} == set()
+
     def test_it_has_the_keys_that_others_rely_on(self, plan: Plan, bundle: Bundle) -> None:
         found = document(plan("--rate-mbps", "10", "--rtt-ms", "3", "--deadline-ms", "46", "--json"))
         assert found["bundle_id"] == bundle.id
@@ -208,6 +226,10 @@ class TestRefusals:
         done = plan(*options)
         assert (done.returncode, done.stdout) == (2, b"")
         assert told in one_line(done.stderr)
+
+    def test_wrong_use_is_told_before_profiles_are_looked_for(self, tmp_path: Path) -> None:
+        done = command_here("plan", str(tmp_path / "no bundle"), "--rate-mbps", "0")
+        assert done.returncode == 2
 
     def test_without_a_rate_and_a_link_profile_it_says_what_to_do(self, plan: Plan) -> None:
         done = plan("--deadline-ms", "50")
@@ -300,7 +322,7 @@ choice    tiny-l1-v2-u8, raw: 37.9 ms
           0.4 + decode 0.0 + tail 2.6 = 37.9 ms
           a fast image takes 35.6 ms, a slow one 42.5 ms
 run       aecnn-deploy run-device bundle --edge URL --source IMAGES --variant
-          tiny-l1-v2-u8 --coder raw
+          tiny-l1-v2-u8 --coder raw --threads 4
 
       ms  accuracy    bytes  instead of the choice
     20.6         -    3,000  full offloading, jpeg-q75

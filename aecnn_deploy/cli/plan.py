@@ -71,6 +71,7 @@ def plan(
     from aecnn_deploy.planning.profiles import DeviceProfile, EdgeProfile
 
     settings = PlanSettings(deadline_ms, min_accuracy, full, local, safe)
+    _check_link(rate_mbps, rtt_ms)
     size = _size(image_size)
     figures = _figures(plot or [])
     opened = open_named(bundle)
@@ -141,6 +142,13 @@ def _figures(paths: Sequence[Path]) -> list[Path]:
     return list(paths)
 
 
+def _check_link(rate_mbps: float | None, rtt_ms: float | None) -> None:
+    """Raises SettingsError for a rate or a round trip that no link has, before any file is read."""
+    from aecnn_deploy.planning.link import Link
+
+    Link(1.0 if rate_mbps is None else rate_mbps * 1e6, rtt_ms or 0.0)
+
+
 def _link_profile(
     bundle: "Bundle",
     device: "DeviceProfile",
@@ -193,7 +201,7 @@ def _link(
     rate_mbps: float | None,
     rtt_ms: float | None,
 ) -> "Link":
-    """What is given, and else what was measured. Raises SettingsError: a number is out of its range."""
+    """What is given, and else what was measured."""
     from aecnn_deploy.planning.predict import link_of, profile_rate
 
     if rate_mbps is not None:

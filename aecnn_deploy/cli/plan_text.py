@@ -7,7 +7,7 @@ from typing import Any
 from aecnn_deploy.planning.break_even import say_rate
 from aecnn_deploy.planning.plan import Candidate, Plan
 from aecnn_deploy.planning.predict import Size
-from aecnn_deploy.planning.prediction import SPLIT
+from aecnn_deploy.planning.prediction import FULL, SPLIT
 from aecnn_deploy.planning.profiles import DeviceProfile, EdgeProfile, LinkProfile
 from aecnn_deploy.planning.reasons import ms, percent, why_none, why_not
 
@@ -34,7 +34,7 @@ def plan_lines(
     yield from _beside("link", f"{say_rate(plan.link.rate_bps)}, {ms(plan.link.fixed_ms)} without content{over}")
     yield from _beside("asked", _asked(plan))
     yield ""
-    yield from _choice(bundle, plan)
+    yield from _choice(bundle, plan, device.threads)
     yield ""
     yield from _alternatives(plan)
     yield from _break_even(plan)
@@ -69,7 +69,7 @@ def _asked(plan: Plan) -> str:
     return asked
 
 
-def _choice(bundle: str, plan: Plan) -> Iterator[str]:
+def _choice(bundle: str, plan: Plan, threads: int) -> Iterator[str]:
     if plan.choice is None:
         yield from _beside("cannot", why_none(plan))
         return
@@ -85,7 +85,10 @@ def _choice(bundle: str, plan: Plan) -> Iterator[str]:
         yield from _beside("", slow)
     if prediction.path == SPLIT:
         options = f"--variant {prediction.variant} --coder {prediction.coder}"
+        options += f" --threads {threads}" if threads else ""
         yield from _beside("run", f"aecnn-deploy run-device {bundle} --edge URL --source IMAGES {options}")
+    elif prediction.path == FULL:
+        yield from _beside("run", "POST each image to /v1/classify of the edge: docs/serving.md")
 
 
 def _alternatives(plan: Plan) -> Iterator[str]:

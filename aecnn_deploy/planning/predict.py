@@ -182,8 +182,12 @@ class Predictor:
         return Predictor(self.manifest, self.device, self.edge, image_size=size, spread=self._spread)
 
     def unknown(self) -> list[str]:
-        """What was not measured and counts as 0 ms, in words."""
+        """What was not measured, in words: it counts as 0 ms, or keeps a way out of the plan."""
         gaps = []
+        if (size := self.image_size) is not None and f"{FILE}@{size[0]}x{size[1]}" not in self.images:
+            gaps.append(
+                f"the edge was not timed with JPEG files of {size[0]}x{size[1]}: sending them as they are is left out"
+            )
         if self.read is None:
             gaps.append("reading an image was not measured on the device and counts as 0 ms")
         if self.edge.overhead is None:

@@ -98,11 +98,11 @@ def _whole_images(predictor: Predictor) -> list[tuple[str, Predictor, str]]:
         name = "jpeg-q75" if "jpeg-q75" in frames else frames[0]
         size = predictor.images[name].size
         found.append((f"{name} of {size[0]}×{size[1]}", predictor, name))
-    for read in sorted(predictor.device.reads, key=lambda item: item.width * item.height):
-        other = predictor.with_image_size((read.width, read.height))
-        name = f"{FILE}@{read.width}x{read.height}"
+    for width, height in sorted({(item.width, item.height) for item in predictor.device.reads}):
+        other = predictor.with_image_size((width, height))
+        name = f"{FILE}@{width}x{height}"
         if name in other.images:
-            found.append((f"file of {read.width}×{read.height}", other, name))
+            found.append((f"file of {width}×{height}", other, name))
     return found
 
 
