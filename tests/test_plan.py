@@ -20,7 +20,7 @@ from aecnn_deploy.planning.plan import TIE, Candidate, Plan, PlanSettings, choos
 from aecnn_deploy.planning.plan_document import plan_document
 from aecnn_deploy.planning.predict import LinkSpread, Predictor, link_of
 from aecnn_deploy.planning.prediction import LOCAL, SEND, SPLIT, Part, Prediction
-from aecnn_deploy.planning.profiles import DeviceProfile, EdgeProfile, ImageCoding, LinkProfile
+from aecnn_deploy.planning.profiles import DeviceProfile, EdgeProfile, ImageCoding, ImageRead, LinkProfile
 from aecnn_deploy.planning.rate_sweep import bands, crossings, curve, sweep
 from aecnn_deploy.planning.reasons import why_none, why_not
 from tests.plan_profiles import UNSPLIT, around, device_profile, edge_profile, link_profile, make_manifest
@@ -122,6 +122,19 @@ class TestPrediction:
     def test_only_whole_images_of_the_size_that_is_read_are_offered(self) -> None:
         assert list(PREDICTOR.images) == ["jpeg-q75", "webp-q50", "raw", "file@640x480"]
         assert list(PREDICTOR.with_image_size((1280, 720)).images)[-1] == "file@1280x720"
+
+    def test_decoding_a_file_of_another_size_is_taken_between_the_measured_ones(self) -> None:
+        reads = [
+            ImageRead(width, height, 1e5, around(30.0)) for width, height in ((1280, 480), (100, 80), (4000, 3000))
+        ]
+        between, small, large = (
+            Predictor(MANIFEST, msgspec.structs.replace(DEVICE, reads=[read]), EDGE) for read in reads
+        )
+        share = (1280 * 480 - 640 * 480) / (1280 * 720 - 640 * 480)
+        assert between.full("file@1280x480", LINK).parts["decode"] == pytest.approx(1.9 + share * (4.6 - 1.9))
+        assert small.full("file@100x80", LINK).parts["decode"] == pytest.approx(0.8)
+        assert "file@4000x3000" not in large.images
+        assert any("not timed with JPEG files as large as 4000x3000" in gap for gap in large.unknown())
 
     def test_an_image_coding_of_one_half_is_not_offered(self) -> None:
         device = msgspec.structs.replace(

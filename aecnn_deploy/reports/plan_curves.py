@@ -98,7 +98,9 @@ def _whole_images(predictor: Predictor) -> list[tuple[str, Predictor, str]]:
         name = "jpeg-q75" if "jpeg-q75" in frames else frames[0]
         size = predictor.images[name].size
         found.append((f"{name} of {size[0]}×{size[1]}", predictor, name))
-    for width, height in sorted({(item.width, item.height) for item in predictor.device.reads}):
+    measured = {(item.width, item.height) for item in predictor.edge.image_codings}
+    read = {(item.width, item.height) for item in predictor.device.reads}
+    for width, height in sorted(read & measured or read):
         other = predictor.with_image_size((width, height))
         name = f"{FILE}@{width}x{height}"
         if name in other.images:
