@@ -15,8 +15,12 @@ from PIL import Image
 from aecnn_deploy.bundle.reader import Bundle, open_bundle
 from aecnn_deploy.bundle.writer import BundleWriter
 from aecnn_deploy.cli.main import app
+from aecnn_deploy.cli.plan_text import plan_lines
+from aecnn_deploy.planning.link import Link
+from aecnn_deploy.planning.plan import PlanSettings, make_plan
+from aecnn_deploy.planning.predict import Predictor
 from aecnn_deploy.planning.profile_store import profile_folder, write_profile
-from aecnn_deploy.planning.profiles import AnyProfile, ImageCoding, Machine
+from aecnn_deploy.planning.profiles import AnyProfile, DeviceProfile, EdgeProfile, ImageCoding, Machine
 from tests.bundles import one_line
 from tests.in_process import command_here
 from tests.plan_profiles import PI, around, device_profile, edge_profile, link_profile
@@ -119,6 +123,36 @@ class TestText:
     def test_what_was_not_measured_is_a_note(self, plan: Plan) -> None:
         text = " ".join(plan("--rate-mbps", "10").stdout.decode().split())
         assert "note no round trip is given and none was measured: it counts as 0 ms; give --rtt-ms" in text
+
+    def test_rules_stand_with_their_numbers_and_those_that_lack_the_same_together(self, bundle: Bundle) -> None:
+        device, edge = halves(bundle)
+        assert isinstance(device, DeviceProfile)
+        assert isinstance(edge, EdgeProfile)
+        predictor = Predictor(bundle.manifest, device, edge)
+        made = make_plan(bundle.manifest, predictor, Link(10e6, 3.0), PlanSettings())
+        why = "the device profile has no times of layers"
+        rules = [
+            {"rule": "late", "predicted_ms": None, "why": why},
+            {
+                "rule": "edgent",
+                "description": "the unsplit model, all on the device",
+                "predicted_ms": 1234.56,
+                "accuracy": None,
+                "sent_bytes": 52_000.4,
+                "why": "the most accurate of 5 exits within 40 ms, by accuracy",
+            },
+            {"rule": "early", "predicted_ms": None, "why": why},
+        ]
+        lines = list(plan_lines("bundle", made, device, edge, None, None, rules, ["a note"]))
+        at = lines.index("other people's rules")
+        assert lines[at + 1 :] == [
+            " 1,234.6         -   52,000  edgent",
+            "                               the unsplit model, all on the device: the most",
+            "                                 accurate of 5 exits within 40 ms, by accuracy",
+            f"  late, early: {why}",
+            "",
+            "note      a note",
+        ]
 
     def test_full_offloading_has_no_command_of_its_own(self, plan: Plan) -> None:
         text = plan("--rate-mbps", "150", "--rtt-ms", "3", "--deadline-ms", "46", "--full").stdout.decode()

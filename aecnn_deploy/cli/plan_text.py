@@ -49,8 +49,7 @@ def plan_lines(
     if rules:
         yield ""
         yield "other people's rules"
-        for rule in rules:
-            yield from _rule(rule)
+        yield from _rules(rules)
     if notes:
         yield ""
         for note in notes:
@@ -135,12 +134,19 @@ def _row(item: Candidate) -> Iterator[str]:
         yield " " * _ROW + line
 
 
-def _rule(rule: Mapping[str, Any]) -> Iterator[str]:
-    """One rule: its choice with the time, or why it has none."""
-    if rule.get("predicted_ms") is None:
-        yield from _indented(f"{rule['rule']}: {rule['why']}")
-        return
-    yield from _indented(f"{rule['rule']}: {rule['description']}, {ms(rule['predicted_ms'])}; {rule['why']}")
+def _rules(rules: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """What each rule would do, and what it would take; those that lack the same are named together."""
+    lacking: dict[str, list[str]] = {}
+    for rule in rules:
+        if rule.get("predicted_ms") is None:
+            lacking.setdefault(rule["why"], []).append(rule["rule"])
+            continue
+        accuracy = "-" if rule["accuracy"] is None else percent(rule["accuracy"])
+        numbers = f"{rule['predicted_ms']:>8,.1f}{accuracy:>10}{rule['sent_bytes']:>9,.0f}"
+        yield f"{numbers:<{_ROW}}{rule['rule']}"
+        yield from _indented(f"{rule['description']}: {rule['why']}", _ROW + 2)
+    for why, names in lacking.items():
+        yield from _indented(f"{', '.join(names)}: {why}")
 
 
 def _accuracy(item: Candidate) -> str:

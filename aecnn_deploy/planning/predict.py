@@ -276,7 +276,7 @@ def link_of(
 def _decode_of(measured: Mapping[Size, Timing], size: Size) -> Timing | None:
     """Decoding a JPEG of ``size``: measured, or by its pixels between the sizes that were. None: larger than those.
 
-    Decoding and resizing are nearly linear in pixels. What is smaller than all takes as long as the smallest.
+    What is smaller than all takes as long as the smallest.
     """
     if size in measured:
         return measured[size]
