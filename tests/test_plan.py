@@ -8,7 +8,7 @@ from types import MappingProxyType
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from aecnn_deploy.bundle.manifest import Manifest
@@ -356,21 +356,22 @@ class TestCoders:
 
 
 class TestChoice:
+    @settings(suppress_health_check=[HealthCheck.too_slow])  # on a busy machine
     @given(st.lists(candidates(), max_size=12), settings_drawn)
     def test_it_meets_what_is_asked_and_none_that_does_is_more_accurate(
-        self, given_ones: list[Candidate], settings: PlanSettings
+        self, given_ones: list[Candidate], asked: PlanSettings
     ) -> None:
-        chosen = choose(given_ones, settings)
-        fitting = [item for item in given_ones if item.competes and item.fits(settings)]
+        chosen = choose(given_ones, asked)
+        fitting = [item for item in given_ones if item.competes and item.fits(asked)]
         assert (chosen is None) == (not fitting)
         if chosen is None:
             return
         assert chosen.competes
-        assert chosen.in_time(settings)
-        assert chosen.accurate_enough(settings)
+        assert chosen.in_time(asked)
+        assert chosen.accurate_enough(asked)
         known = [item for item in fitting if item.accuracy is not None]
         assert (chosen.accuracy is None) == (not known)
-        if settings.deadline_ms is None:
+        if asked.deadline_ms is None:
             assert all(chosen.prediction.total_ms <= item.prediction.total_ms for item in known or fitting)
             return
         for item in known:
@@ -380,9 +381,10 @@ class TestChoice:
             if abs(item.accuracy - max(other.accuracy or 0.0 for other in known)) <= TIE:
                 assert chosen.prediction.total_ms <= item.prediction.total_ms
 
+    @settings(suppress_health_check=[HealthCheck.too_slow])  # on a busy machine
     @given(st.lists(candidates(), min_size=1, max_size=8), settings_drawn)
-    def test_where_nothing_fits_the_nearest_competes(self, given_ones: list[Candidate], settings: PlanSettings) -> None:
-        near = nearest(given_ones, settings)
+    def test_where_nothing_fits_the_nearest_competes(self, given_ones: list[Candidate], asked: PlanSettings) -> None:
+        near = nearest(given_ones, asked)
         assert (near is None) == (not any(item.competes for item in given_ones))
         assert near is None or near.competes
 

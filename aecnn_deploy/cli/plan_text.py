@@ -40,7 +40,7 @@ def plan_lines(
     yield from _break_even(plan)
     if rates := plan.least_rates():
         yield ""
-        yield "in time from"
+        yield "in time from" + (" (the median)" if plan.settings.safe else "")
         for variant, (way, rate) in rates.items():
             if rate is None:
                 yield f"{'no rate':>{_RATE}}  {variant}"
