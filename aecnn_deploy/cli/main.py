@@ -14,6 +14,7 @@ from aecnn_deploy.cli import (
     doctor,
     export,
     install_unit,
+    plan,
     report,
     run_device,
     serve_edge,
@@ -31,7 +32,21 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-for command in (train, report, export, calibrate, bundle, serve_edge, run_device, bench, demo, doctor, install_unit):
+COMMANDS = (
+    train,
+    report,
+    export,
+    calibrate,
+    bundle,
+    plan,
+    serve_edge,
+    run_device,
+    bench,
+    demo,
+    doctor,
+    install_unit,
+)
+for command in COMMANDS:
     command.register(app)
 
 
