@@ -93,9 +93,9 @@ def run_of(folder: Path, name: str, *models: SplitModel) -> Run:
     return load_run(folder)
 
 
-def int8_head_of(variant: TrainedVariant, folder: Path) -> Path:
-    """The variant's int8 head in ``folder``, calibrated on the five photographs."""
-    stepped = SteppedFile(variant, folder)
+def int8_head_of(variant: TrainedVariant, folder: Path, stepped: SteppedFile | None = None) -> Path:
+    """The variant's int8 head in ``folder``, calibrated on the five photographs; ``stepped``: what it is made from."""
+    stepped = stepped or SteppedFile(variant, folder)
     found = gather_activations(stepped.path, partial(stepped.batches, photographs(224)), "minmax")
     out = folder / "int8.onnx"
     int8_head(stepped.path, out, stepped.ends, found)

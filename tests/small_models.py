@@ -1,6 +1,8 @@
 """A run in small: real torch modules of a few hundred weights on real photographs, which export in a second."""
 
+import tempfile
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -123,3 +125,16 @@ class SmallRun:
 
 def export_small(run: SmallRun, out: Path, **options: Any) -> Manifest:
     return export_run(run, out, **options)  # type: ignore[arg-type]
+
+
+@cache
+def usual_small(**options: Any) -> Path:
+    """The small run's bundle as ``options`` make it, exported once for all tests of this process: not to be changed."""
+    out = Path(_folder().name) / str(len(list(Path(_folder().name).iterdir())))
+    export_small(SmallRun(), out, **options)
+    return out
+
+
+@cache
+def _folder() -> "tempfile.TemporaryDirectory[str]":
+    return tempfile.TemporaryDirectory(prefix="aecnn-small-")  # removed with its last reference, as the process ends

@@ -24,6 +24,14 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache"
 
 
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[bytes, Manifest]:
+    """An archive as it is written, and what stands in it: examples damage copies."""
+    out = tmp_path_factory.mktemp("written") / "bundle.tar.zst"
+    manifest = write(out)
+    return out.read_bytes(), manifest
+
+
 class TestArchive:
     @pytest.mark.parametrize("name", ["../escaped", "/tmp/escaped", "a/../../escaped", "a\\b", "a\nb"])
     def test_a_member_that_leads_out_is_refused(self, tmp_path: Path, cache: Path, name: str) -> None:
@@ -92,22 +100,22 @@ class TestArchive:
     @given(at=st.integers(0, 10**9), flip=st.integers(1, 255))
     @example(at=4, flip=4)
     @example(at=5, flip=8)
-    def test_a_changed_byte_never_changes_what_is_read(self, tmp_path: Path, at: int, flip: int) -> None:
-        out = tmp_path / "bundle.tar.zst"
-        out.unlink(missing_ok=True)
-        manifest = write(out)
-        raw = bytearray(out.read_bytes())
+    def test_a_changed_byte_never_changes_what_is_read(
+        self, tmp_path: Path, written: tuple[bytes, Manifest], at: int, flip: int
+    ) -> None:
+        out, manifest = tmp_path / "bundle.tar.zst", written[1]
+        raw = bytearray(written[0])
         raw[at % len(raw)] ^= flip
         out.write_bytes(raw)
         self._refused_or_the_same(out, manifest)
 
     @slow_examples
     @given(at=st.integers(0, 10**9), put=st.binary(min_size=1, max_size=4))
-    def test_a_changed_byte_of_the_tar_never_changes_what_is_read(self, tmp_path: Path, at: int, put: bytes) -> None:
-        out = tmp_path / "bundle.tar.zst"
-        out.unlink(missing_ok=True)
-        manifest = write(out)
-        raw = bytearray(zstandard.ZstdDecompressor().decompressobj().decompress(out.read_bytes()))
+    def test_a_changed_byte_of_the_tar_never_changes_what_is_read(
+        self, tmp_path: Path, written: tuple[bytes, Manifest], at: int, put: bytes
+    ) -> None:
+        out, manifest = tmp_path / "bundle.tar.zst", written[1]
+        raw = bytearray(zstandard.ZstdDecompressor().decompressobj().decompress(written[0]))
         at %= len(raw)
         raw[at : at + len(put)] = put
         out.write_bytes(zstandard.compress(bytes(raw)))
@@ -115,11 +123,10 @@ class TestArchive:
 
     @settings(slow_examples, max_examples=60)
     @given(size=st.integers(0, 10**9))
-    def test_a_cut_archive_never_changes_what_is_read(self, tmp_path: Path, size: int) -> None:
-        out = tmp_path / "bundle.tar.zst"
-        out.unlink(missing_ok=True)
-        manifest = write(out)
-        raw = out.read_bytes()
+    def test_a_cut_archive_never_changes_what_is_read(
+        self, tmp_path: Path, written: tuple[bytes, Manifest], size: int
+    ) -> None:
+        out, (raw, manifest) = tmp_path / "bundle.tar.zst", written
         out.write_bytes(raw[: size % len(raw)])
         self._refused_or_the_same(out, manifest)
 

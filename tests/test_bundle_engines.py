@@ -17,7 +17,7 @@ from aecnn_deploy.runtimes.samples import verify_bundle
 from tests.bundles import COMMAND, command, environment, make_bundle, make_photos, one_line
 from tests.in_process import command_here
 from tests.sampled_bundles import with_samples
-from tests.small_models import SmallRun, export_small
+from tests.small_models import SmallRun, export_small, usual_small
 
 pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
 
@@ -61,9 +61,8 @@ def test_more_engines_come_to_those_that_are_there_and_the_same_one_is_built_ane
 
 
 def test_engines_of_two_precisions_stand_side_by_side_each_from_its_own_tail(tmp_path: Path) -> None:
-    export_small(SmallRun(), tmp_path / "bundle")
     request = EngineRequest("tensorrt-rtx", ("sm75",), (1, 2, 4), ("int8", "fp16"))
-    add_engines(open_bundle(tmp_path / "bundle"), tmp_path / "new", request)
+    add_engines(open_bundle(usual_small()), tmp_path / "new", request)
     new = open_bundle(tmp_path / "new")
     (spec,) = new.manifest.variants
     assert {name: engine.precision for name, engine in spec.engines.items()} == {

@@ -18,6 +18,7 @@ from aecnn_deploy.codec import CODERS, PlaneEncoder
 from aecnn_deploy.errors import SourceError
 from aecnn_deploy.models.run import load_run
 from aecnn_deploy.runtimes.frames import read_frame
+from aecnn_deploy.runtimes.onnxruntime_runner import OnnxRuntimeRunner
 from aecnn_deploy.training.evaluation import full_top1, run_split
 from aecnn_deploy.training.samples import write_sample_photographs
 from aecnn_deploy.training.settings import LabelFreeSettings, MatchSettings
@@ -32,9 +33,9 @@ def result(tmp_path_factory: pytest.TempPathFactory) -> DemoResult:
     source = folder / "pictures"
     write_sample_photographs(source)
     (source / "broken.png").write_bytes(b"not a picture")
-    settings = LabelFreeSettings(split=6, ratios=(2, 8), bits=5, hidden=32, match=MatchSettings(epochs=2))
+    settings = LabelFreeSettings(split=6, ratios=(2, 8), bits=5, hidden=32, match=MatchSettings(epochs=1))
     with StageBars() as bars:
-        return train_demo(source, folder / "out", bars=bars, settings=settings, patch_count=64)
+        return train_demo(source, folder / "out", bars=bars, settings=settings, patch_count=32)
 
 
 def test_every_photograph_that_decodes_gets_a_label_from_every_variant(result: DemoResult) -> None:
@@ -51,7 +52,7 @@ def test_every_photograph_that_decodes_gets_a_label_from_every_variant(result: D
 
 
 def test_classes_through_the_link_are_those_of_torch_image_for_image(result: DemoResult) -> None:
-    run = load_run(result.bundle.parent / "run")
+    run, bundle = load_run(result.bundle.parent / "run"), open_bundle(result.bundle)
     frames = np.stack([read_frame(result.source / photo.name, run.input) for photo in result.photographs])
     full = full_top1(run.full(), frames)
     assert [photo.full_label for photo in result.photographs] == [run.labels[index] for index in full]
@@ -59,7 +60,12 @@ def test_classes_through_the_link_are_those_of_torch_image_for_image(result: Dem
         in_torch = run_split(variant.head(), variant.tail(), variant.bits, frames)
         linked = [photo.split[variant.id] for photo in result.photographs]
         assert [report["index"] for report in linked] == in_torch.top1.tolist()
-        planes = variant.head()(torch.from_numpy(frames)).numpy()
+        # A value at the border between two levels may fall on either side of it, and that costs bytes.
+        with OnnxRuntimeRunner(bundle.file(bundle.manifest.variant(variant.id).head)) as head:
+            planes = np.concatenate([head.infer(frame[None]) for frame in frames])
+        steps = np.abs(planes.astype(int) - variant.head()(torch.from_numpy(frames)).numpy())
+        assert steps.max() <= 1
+        assert (steps > 0).mean() <= 1e-3
         alone = [(image, report) for image, report in zip(planes, linked, strict=True) if report["coder"] in CODERS]
         assert alone
         for image, report in alone:

@@ -81,13 +81,16 @@ def test_a_deadline_that_cannot_be_met_is_refused_at_once_with_when_it_could(edg
     spec = bundle.manifest.variants[0]
     with ExitStack() as stack:
         first, late = greeted(stack, edge, bundle, 2)
-        first.ask(spec, 0, planes_of(spec))
-        alone_ms = first.event().result.tail_ms
+        alone_ms = []
+        for _ in range(3):
+            first.ask(spec, 0, planes_of(spec))
+            alone_ms.append(first.event().result.tail_ms)
         for _ in range(8):
             first.ask(spec, 0, planes_of(spec))
         wait_until_in_flight(edge, 8)
         began_s = time.monotonic()
-        late.ask(spec, 0, planes_of(spec), deadline_ms=int(1.3 * alone_ms))  # enough for itself, not for the wait
+        # Enough for itself, not for the wait: near the fastest, or one slow spell would make it enough for both.
+        late.ask(spec, 0, planes_of(spec), deadline_ms=int(1.1 * min(alone_ms)))
         refused = late.event()
         took_ms = (time.monotonic() - began_s) * 1e3
         late.ask(spec, 0, planes_of(spec), deadline_ms=1)
@@ -99,7 +102,7 @@ def test_a_deadline_that_cannot_be_met_is_refused_at_once_with_when_it_could(edg
     assert isinstance(refused, FailureReceived)
     assert refused.failed.code == "deadline"
     assert refused.failed.retry_after_s
-    assert took_ms < alone_ms
+    assert took_ms < max(alone_ms)
     assert "cannot be met" in refused.failed.reason
     assert isinstance(hopeless, FailureReceived)
     assert (hopeless.failed.code, hopeless.failed.retry_after_s) == ("deadline", None)

@@ -24,7 +24,7 @@ from aecnn_deploy.runtimes.engine_header import read_engine_header
 from aecnn_deploy.runtimes.tensorrt_runner import check_engine
 from tests.bundles import TinyVariant, environment, make_bundle, one_line, run_directly
 from tests.in_process import command_here
-from tests.small_models import SmallRun, export_small
+from tests.small_models import usual_small
 
 rtx = pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
 HAS_GPU = Path("/dev/nvidiactl").exists()
@@ -94,8 +94,7 @@ def test_the_next_start_takes_what_is_kept_and_touches_nothing(
 
 def test_another_gpu_precision_or_bundle_has_an_engine_of_its_own(bundle: Bundle, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
-    export_small(SmallRun(), tmp_path / "int8", tails=("int8",))
-    quantised = open_bundle(tmp_path / "int8")
+    quantised = open_bundle(usual_small(tails=("int8",)))
     built = [
         Start(cache).engine(bundle),
         Start(cache, "sm86").engine(bundle),
@@ -253,9 +252,8 @@ class TestChoice:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Without pycuda none activates: which one is tried tells."""
-        export_small(SmallRun(), tmp_path / "plain", tails=("int8",))
         request = EngineRequest(PRODUCT, ("sm75",), precisions=("int8", "fp16"))
-        add_engines(open_bundle(tmp_path / "plain"), tmp_path / "bundle", request)
+        add_engines(open_bundle(usual_small(tails=("int8",))), tmp_path / "bundle", request)
         bundle = open_bundle(tmp_path / "bundle")
         (variant,) = bundle.manifest.variants
         assert ONNX_INT8 in variant.tails

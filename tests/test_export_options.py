@@ -28,7 +28,7 @@ from aecnn_deploy.runtimes.samples import verify_bundle
 from aecnn_deploy.runtimes.verification import verify_logits, verify_planes
 from tests.bundles import command, make_photos, serving
 from tests.random_runs import VARIANT, random_run, strided_run
-from tests.small_models import Head, SmallRun, Tail, export_small, photographs
+from tests.small_models import Head, SmallRun, Tail, export_small, photographs, usual_small
 
 
 def opset_of(path: Path) -> tuple[dict[str, int], int]:
@@ -44,12 +44,10 @@ def axes(path: Path) -> list[Any]:
     return [first.dim_param or first.dim_value for first in firsts]
 
 
-@pytest.fixture(scope="module")
-def usual(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The small run's bundle, exported without an option."""
-    out = tmp_path_factory.mktemp("usual") / "bundle"
-    export_small(SmallRun(), out)
-    return out
+@pytest.fixture
+def usual() -> Path:
+    """The small run's bundle, exported without an option. Not to be changed."""
+    return usual_small()
 
 
 @pytest.fixture(scope="module")

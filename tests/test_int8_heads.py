@@ -38,16 +38,31 @@ HEADS = (
     (RESNET50, SplitDesign(split=2, planes=16, bits=8)),
     (RESNET50, SplitDesign(split=3, planes=16, bits=4)),
 )
+SUMS = SplitDesign(split=5, planes=10, bits=8)  # the first of Lite0's with a skip
 NAMES = [f"{name}-l{design.split}-{design.kind}-u{design.bits}" for name, design in HEADS]
 
 
 @pytest.fixture(scope="module")
-def head_file(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, SplitDesign], Path]:
+def stepped_file(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, SplitDesign], SteppedFile]:
+    """The float graph of a network's head, exported once. Not to be changed."""
+
+    @cache
+    def make(name: str, design: SplitDesign) -> SteppedFile:
+        return SteppedFile(variant_of(name, network(name, design)), tmp_path_factory.mktemp("stepped"))
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def head_file(
+    tmp_path_factory: pytest.TempPathFactory, stepped_file: Callable[[str, SplitDesign], SteppedFile]
+) -> Callable[[str, SplitDesign], Path]:
     """The int8 head of a network, made once. Not to be changed."""
 
     @cache
     def make(name: str, design: SplitDesign) -> Path:
-        return int8_head_of(variant_of(name, network(name, design)), tmp_path_factory.mktemp("head"))
+        variant = variant_of(name, network(name, design))
+        return int8_head_of(variant, tmp_path_factory.mktemp("head"), stepped_file(name, design))
 
     return make
 
@@ -116,10 +131,8 @@ def test_its_weights_fit_every_processors_sums(
             assert pairs.max() > 64  # they use the bits that they have
 
 
-def test_tensors_of_a_sum_are_apart_by_powers_of_two(tmp_path: Path) -> None:
-    model = onnx.load(
-        str(int8_head_of(variant_of(LITE0, network(LITE0, SplitDesign(split=5, planes=10, bits=8))), tmp_path))
-    )
+def test_tensors_of_a_sum_are_apart_by_powers_of_two(head_file: Callable[[str, SplitDesign], Path]) -> None:
+    model = onnx.load(str(head_file(LITE0, SUMS)))
     values = {item.name: numpy_helper.to_array(item) for item in model.graph.initializer}
     made_by = {node.output[0]: node for node in model.graph.node}
     (total,) = (node for node in model.graph.node if node.op_type == "Add")
@@ -141,9 +154,10 @@ def test_planes_keep_above_what_an_activation_lets_through(tmp_path: Path) -> No
     np.testing.assert_array_equal(got.min(axis=(0, 2, 3)), expected.min(axis=(0, 2, 3)))
 
 
-def test_corrected_biases_bring_the_planes_nearer(tmp_path: Path) -> None:
-    variant = variant_of(LITE0, network(LITE0, SplitDesign(split=5, planes=10, bits=8)))
-    stepped = SteppedFile(variant, tmp_path)
+def test_corrected_biases_bring_the_planes_nearer(
+    stepped_file: Callable[[str, SplitDesign], SteppedFile], tmp_path: Path
+) -> None:
+    variant, stepped = variant_of(LITE0, network(LITE0, SUMS)), stepped_file(LITE0, SUMS)
     found = gather_activations(stepped.path, partial(stepped.batches, photographs(224)))
     silent = type(found)(found.ranges, {name: (0.0,) * len(means) for name, means in found.means.items()})
     expected = reference(variant.head(fold=False), photographs(224)).astype(int)
@@ -158,8 +172,10 @@ def test_corrected_biases_bring_the_planes_nearer(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_every_method_gives_ranges_around_what_it_saw(method: str, tmp_path: Path) -> None:
-    stepped = SteppedFile(variant_of(LITE0, network(LITE0, HEADS[1][1])), tmp_path)
+def test_every_method_gives_ranges_around_what_it_saw(
+    method: str, stepped_file: Callable[[str, SplitDesign], SteppedFile]
+) -> None:
+    stepped = stepped_file(*HEADS[1])
     batches = partial(stepped.batches, photographs(224))
     found, widest = (gather_activations(stepped.path, batches, name) for name in (method, "minmax"))
     assert found.ranges.keys() == widest.ranges.keys()
@@ -170,8 +186,8 @@ def test_every_method_gives_ranges_around_what_it_saw(method: str, tmp_path: Pat
     assert all(len(means) > 1 for means in found.means.values())
 
 
-def test_what_cannot_be_calibrated_is_refused_by_name(tmp_path: Path) -> None:
-    stepped = SteppedFile(variant_of(LITE0, network(LITE0, HEADS[0][1])), tmp_path)
+def test_what_cannot_be_calibrated_is_refused_by_name(stepped_file: Callable[[str, SplitDesign], SteppedFile]) -> None:
+    stepped = stepped_file(*HEADS[0])
     with pytest.raises(SettingsError, match="no calibration method 'best'; choose one of minmax, percentile, entropy"):
         gather_activations(stepped.path, partial(stepped.batches, photographs(224)), "best")
     with pytest.raises(SettingsError, match="no photograph to calibrate on"):
@@ -186,25 +202,28 @@ def test_a_sigmoid_has_no_int8_head(tmp_path: Path) -> None:
         SteppedFile(variant, tmp_path)
 
 
-def test_ranges_of_another_network_are_refused(tmp_path: Path) -> None:
-    stepped = SteppedFile(variant_of(LITE0, network(LITE0, HEADS[1][1])), tmp_path)
+def test_ranges_of_another_network_are_refused(
+    stepped_file: Callable[[str, SplitDesign], SteppedFile], tmp_path: Path
+) -> None:
+    stepped, other = stepped_file(*HEADS[1]), stepped_file(*HEADS[2])
     found = gather_activations(stepped.path, partial(stepped.batches, photographs(224)), "minmax")
-    other = SteppedFile(variant_of(LITE0, network(LITE0, HEADS[2][1])), tmp_path)
     with pytest.raises(ExportError, match="calibrate ranges"):
         int8_head(other.path, tmp_path / "int8.onnx", other.ends, found)
     assert not (tmp_path / "int8.onnx").exists()
 
 
-def test_an_operator_without_an_int8_form_is_named(tmp_path: Path) -> None:
-    stepped = SteppedFile(variant_of(LITE0, network(LITE0, HEADS[1][1])), tmp_path)
+def test_an_operator_without_an_int8_form_is_named(
+    stepped_file: Callable[[str, SplitDesign], SteppedFile], tmp_path: Path
+) -> None:
+    stepped = stepped_file(*HEADS[1])
     found = gather_activations(stepped.path, partial(stepped.batches, photographs(224)), "minmax")
     model = onnx.load(str(stepped.path))
     last = model.graph.node[-1]
     last.output[0] = "before"
     model.graph.node.append(onnx.helper.make_node("Softsign", ["before"], ["steps"], "squash"))
-    onnx.save(model, str(stepped.path))
+    onnx.save(model, str(tmp_path / "softsign.onnx"))
     with pytest.raises(ExportError, match=r"a head with Softsign \(squash\) has no int8 form"):
-        int8_head(stepped.path, tmp_path / "int8.onnx", stepped.ends, found)
+        int8_head(tmp_path / "softsign.onnx", tmp_path / "int8.onnx", stepped.ends, found)
 
 
 def operators(path: Path, fused: Path) -> "collections.Counter[str]":

@@ -26,7 +26,7 @@ from aecnn_deploy.runtimes.onnxruntime_runner import OnnxRuntimeRunner
 from aecnn_deploy.runtimes.samples import verify_bundle
 from aecnn_deploy.runtimes.verification import LOGIT_TOLERANCE
 from aecnn_deploy.zoo import zoo_bundle
-from tests.small_models import SmallRun, SmallVariant, Tail, export_small, photographs
+from tests.small_models import SmallRun, SmallVariant, Tail, export_small, photographs, usual_small
 
 CLASSES = 101
 SPLITS = {"resnet50": 1, "resnet18": 3, "efficientnet_lite0": 5}
@@ -141,14 +141,15 @@ def test_a_trained_tail_in_int8_names_the_same_classes(tmp_path: Path) -> None:
 
 
 def test_export_writes_and_verifies_an_int8_tail_and_the_same_run_gives_the_same_one(tmp_path: Path) -> None:
-    first = export_small(SmallRun(), tmp_path / "first", tails=("int8",))
+    bundle = open_bundle(usual_small(tails=("int8",)))
+    first = bundle.manifest
     (spec,) = first.variants
     assert spec.tails[ONNX_INT8] == "tails/small-l1-v1-u8.int8.onnx"
     assert spec.tails.keys() == {"onnxruntime", ONNX_INT8}
     measured = first.measurements["verification"][spec.tails[ONNX_INT8]]
     assert (measured["precision"], measured["tolerance"]) == ("int8", LOGIT_TOLERANCE["int8"])
     assert measured["largest_difference"] > 0
-    checks = {check.file: check for check in verify_bundle(open_bundle(tmp_path / "first"))}
+    checks = {check.file: check for check in verify_bundle(bundle)}
     verified = checks[spec.tails[ONNX_INT8]].verified
     assert verified is not None
     assert verified.precision == "int8"

@@ -21,7 +21,8 @@ from aecnn_deploy.models.run import load_run
 from aecnn_deploy.training.settings import Algorithm1Settings, read_settings
 from aecnn_deploy.training.supervised import train_supervised
 from aecnn_deploy.training.tasks import tasks_of
-from tests.bundles import COMMAND, command, environment
+from tests.bundles import COMMAND, environment
+from tests.in_process import command_here
 from tests.labelled_runs import Steps, done_at, tree, write_pictures
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
@@ -81,7 +82,7 @@ class Finished:
         (self.data / "red" / "broken.png").write_bytes(b"not a picture")
         self.config, self.out = write_config(folder), folder / "run"
         self.arguments = ["train", str(self.config), "--data", str(self.data), "--out", str(self.out), "--no-cache"]
-        self.process = command(*self.arguments, "--json", timeout_s=200)
+        self.process = command_here(*self.arguments, "--json")
         self.errors = self.process.stderr.decode()
 
 

@@ -118,23 +118,24 @@ def test_projection_only_trains_the_last_convolution_and_its_batch_norm(
     assert changed == expected
 
 
-def test_distillation_brings_the_logits_nearer_to_the_unsplit_model_s(
-    backbone: Backbone, patches: Frames, matched: SplitModel
-) -> None:
-    wanted = settings(distil=DistilSettings(epochs=2, batch=16))
-    training = LabelFreeTraining(backbone, wanted, patches[:48], device=torch.device("cpu"))
-    training.prepare()
-    distilled = training.train(2)
-    x = Normalise(backbone.input)(torch.from_numpy(patches[:48]))
+def test_distillation_brings_the_logits_nearer_to_the_unsplit_model_s(backbone: Backbone, patches: Frames) -> None:
+    """Both begin with the same matching: what lies between them is the distillation."""
+    short, distil = MatchSettings(epochs=2, batch=16), DistilSettings(epochs=1, batch=16)
+    models = []
+    for wanted in (settings(match=short), settings(match=short, distil=distil)):
+        training = LabelFreeTraining(backbone, wanted, patches[:32], device=torch.device("cpu"))
+        training.prepare()
+        models.append(training.train(2))
+    x = Normalise(backbone.input)(torch.from_numpy(patches[:32]))
     with torch.no_grad():
         teacher = torch.log_softmax(backbone(x), dim=1)
         far, near = (
             torch.nn.functional.kl_div(
                 torch.log_softmax(model(x), dim=1), teacher, reduction="batchmean", log_target=True
             )
-            for model in (matched, distilled)
+            for model in models
         )
-    assert near < far
+    assert near < 0.9 * far
 
 
 def test_every_announced_step_is_reported(backbone: Backbone, patches: Frames) -> None:
