@@ -22,7 +22,7 @@ from aecnn_deploy import __version__
 from aecnn_deploy.bundle.reader import Bundle
 from aecnn_deploy.calibration.model_graph import ModelGraph, read_graph
 from aecnn_deploy.codec.feature_jpeg import decode_planes, encode_planes
-from aecnn_deploy.errors import PlanError, RunnerError, SettingsError
+from aecnn_deploy.errors import AecnnError, PlanError, RunnerError, SettingsError
 from aecnn_deploy.optional import require
 from aecnn_deploy.planning.machine import this_machine
 from aecnn_deploy.planning.profiles import CutFeatures, FeatureProfile
@@ -141,9 +141,8 @@ def _measure(
     extractor = require("onnx.utils", why="cutting a model", extra="plan").Extractor(graph.proto)
     found: dict[str, CutFeatures] = {}
     for cut in cuts:
-        with _session(
-            extractor.extract_model([cut.tensor], [graph.proto.graph.output[0].name]), settings.threads
-        ) as run:
+        rest = extractor.extract_model([cut.tensor], [graph.proto.graph.output[0].name])
+        with _session(rest, settings.threads) as run:
             found[cut.tensor] = _measured(cut, coded.pop(cut.tensor), answers, run, settings.qualities)
         advance()
     return found
@@ -213,6 +212,8 @@ def _session(proto: Any, threads: int) -> Iterator[Callable[[Any], list[Floats]]
         session = ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
         name = session.get_inputs()[0].name
         yield lambda values: session.run(None, {name: values})
+    except AecnnError:
+        raise
     except Exception as exc:  # ONNX Runtime raises its own classes, which share no base
         raise RunnerError(f"ONNX Runtime {ort.__version__} cannot run a part of the model: {str(exc)[:300]}") from exc
 
