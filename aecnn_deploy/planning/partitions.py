@@ -94,7 +94,7 @@ class Situation:
 
     @cached_property
     def predicted_layers(self) -> tuple[LayerTable, LayerTable, float]:
-        """Both machines' layers with predicted times, and the larger of the two predictors' errors. Raises PlanError."""
+        """Both machines' layers with predicted times, and the larger of the predictors' errors. Raises PlanError."""
         device, edge = self.device_layers, self.edge_layers
         predictors = [LayerPredictor.fit(table.layers) for table in (device, edge)]
         error = max(predictor.error for predictor in predictors)
@@ -122,37 +122,37 @@ class Situation:
         """The stage in which the device reads an image; nothing where it was not measured."""
         return {"read": self.device.reads[0].read.p50_ms} if self.device.reads else {}
 
-    def on_device(self, local_ms: float | None = None) -> list[Partition]:
-        """The unsplit model on the device, in ``local_ms`` or as measured; nothing where it was not."""
-        if local_ms is None and self.device.local is not None:
-            local_ms = self.device.local.p50_ms
-        if local_ms is None:
-            return []
-        return [Partition(ON_DEVICE, MappingProxyType(self.read | {"local": local_ms}), 0.0, self.unsplit_accuracy)]
+    @property
+    def local_ms(self) -> float | None:
+        """The unsplit model on the device; None: not measured."""
+        return self.device.local.p50_ms if self.device.local is not None else None
 
-    def on_edge(self, full_ms: float | None = None, **stages: float) -> list[Partition]:
-        """The model's frame sent as it is: raw, or as the file that it was, which a JPEG of the usual quality stands for.
+    @property
+    def full_ms(self) -> float | None:
+        """The unsplit model on the edge, one image; None: not measured."""
+        return self.edge.full[1].p50_ms if 1 in self.edge.full else None
 
-        The edge takes ``full_ms`` (None: as measured for the unsplit model), or ``stages`` where they are given. What
-        both halves were not measured with is left out. The accuracy of a JPEG is not known.
+    def ends(
+        self, *, local_ms: float | None, edge_ms: float | None, accuracy: float | None, stage: str = "full"
+    ) -> list[Partition]:
+        """A whole model in one place: ``edge_ms`` on the edge, as its ``stage``, or ``local_ms`` on the device.
+
+        The edge gets the model's frame as it is: raw, or as the file that it was, for which a JPEG of the usual quality
+        stands, whose accuracy is not known. What was not measured (None, or a coding on one half only) is left out.
         """
-        if full_ms is None and 1 in self.edge.full:
-            full_ms = self.edge.full[1].p50_ms
-        if not stages:
-            if full_ms is None:
-                return []
-            stages = {"full": full_ms}
+        found: list[Partition] = []
         decodes = {_key(item): item.decode for item in self.edge.image_codings if item.decode is not None}
-        usual = nearest_jpeg([item.coding for item in self.frame_codings], _USUAL_QUALITY)
-        found = []
-        for item in self.frame_codings:
-            decode = decodes.get(_key(item))
-            if item.coding not in (usual, *_LOSSLESS_IMAGES) or item.encode is None or decode is None:
+        usual = nearest_jpeg(item.coding for item in self.frame_codings)
+        for item in self.frame_codings if edge_ms is not None else ():
+            decode, lossless = decodes.get(_key(item)), item.coding in _LOSSLESS_IMAGES
+            if item.encode is None or decode is None or not (lossless or item.coding == usual):
                 continue
-            accuracy = self.unsplit_accuracy if item.coding in _LOSSLESS_IMAGES else None
-            there = self.link.send_ms(item.bytes_mean, HTTP_BYTES)
-            parts = self._sent(item.encode.p50_ms, there, decode.p50_ms) | stages
-            found.append(Partition(f"{ON_EDGE}, {item.coding}", MappingProxyType(parts), item.bytes_mean, accuracy))
+            there_ms = self.link.send_ms(item.bytes_mean, HTTP_BYTES)
+            parts = {**self._sent(item.encode.p50_ms, there_ms, decode.p50_ms), stage: edge_ms or 0.0}
+            known = accuracy if lossless else None
+            found.append(Partition(f"{ON_EDGE}, {item.coding}", MappingProxyType(parts), item.bytes_mean, known))
+        if local_ms is not None:
+            found.append(Partition(ON_DEVICE, MappingProxyType({**self.read, "local": local_ms}), 0.0, accuracy))
         return found
 
     def split(
@@ -206,15 +206,14 @@ class Situation:
         """Millijoules of the device; None: its powers are not known."""
         return self.powers.energy_mj(partition.parts) if self.powers is not None else None
 
-    def unknown_loss(self, partition: Partition) -> str:
-        """What to say of a partition that sends the image as JPEG; else nothing."""
-        return "; what JPEG costs in accuracy was not measured" if _JPEG in partition.where else ""
-
-    def lateness(self, partition: Partition) -> str:
-        """What to say of a partition that misses the deadline, for rules that know of none; else nothing."""
-        if self.deadline_ms is None or partition.total_ms <= self.deadline_ms:
-            return ""
-        return f"; it misses the deadline of {self.deadline_ms:g} ms, which this rule does not know"
+    def remarks(self, partition: Partition) -> str:
+        """What to say of a choice beside its reason: a loss that is not known, a deadline that is missed."""
+        said = ""
+        if f"{ON_EDGE}, {_JPEG}" in partition.where:
+            said = "; what JPEG costs in accuracy was not measured"
+        if self.deadline_ms is not None and partition.total_ms > self.deadline_ms:
+            said += f"; it misses the deadline of {self.deadline_ms:g} ms, which this rule does not know"
+        return said
 
     def _sent(self, encode_ms: float, send_ms: float, decode_ms: float) -> dict[str, float]:
         overhead = {"overhead": self.edge.overhead.p50_ms} if self.edge.overhead is not None else {}

@@ -37,7 +37,7 @@ def jpeg_features(rule: str, situation: Situation) -> RuleChoice:
     why += f"; it agrees with the unsplit model for {agreement:.1%}"
     if best.accuracy is not None:
         why += ", from which its accuracy is estimated"
-    return choice(rule, situation, best, why + situation.lateness(best))
+    return choice(rule, situation, best, why)
 
 
 def coded_cuts(situation: Situation) -> Iterator[tuple[Partition, float]]:
@@ -65,7 +65,7 @@ def late_split(rule: str, situation: Situation) -> RuleChoice:
     cut = _first(situation, {cut.tensor: float_bytes(cut) for cut in situation.cuts}, limit, "the raw frame")
     best = situation.at_cut(cut, float_bytes(cut), "float32", accuracy=situation.unsplit_accuracy)
     why = f"the first cut with fewer bytes than the raw frame's {limit:,}: {float_bytes(cut):,}"
-    return choice(rule, situation, best, why + situation.lateness(best))
+    return choice(rule, situation, best, why)
 
 
 def late_split_u8(rule: str, situation: Situation) -> RuleChoice:
@@ -84,7 +84,7 @@ def late_split_u8(rule: str, situation: Situation) -> RuleChoice:
     sent_bytes = prod(cut.shape) + _RANGE_BYTES
     best = situation.at_cut(cut, sent_bytes, "in 8 bits", accuracy=accuracy)
     why = f"the first cut with fewer bytes than the {image.bytes_mean:,.0f} of {image.coding}: {sent_bytes:,}{told}"
-    return choice(rule, situation, best, why + situation.lateness(best))
+    return choice(rule, situation, best, why)
 
 
 def _usual_jpeg(situation: Situation) -> ImageCoding:

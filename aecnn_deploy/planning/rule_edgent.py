@@ -41,7 +41,7 @@ def edgent(rule: str, situation: Situation) -> RuleChoice:
                 why += f"; better, but late: {', '.join(late)}"
             if name != UNSPLIT and (ON_DEVICE in best.where or ON_EDGE in best.where):
                 why += "; one half's time there is estimated, not measured"
-            return choice(rule, situation, best, why + situation.unknown_loss(best))
+            return choice(rule, situation, best, why)
         late.append(f"{name} {best.total_ms:.1f} ms")
     raise PlanError(f"no exit meets {situation.deadline_ms:g} ms on this link: {', '.join(late)}")
 
@@ -71,8 +71,8 @@ def _unsplit(situation: Situation) -> list[Partition]:
         cuts = situation.float_cuts()
     except PlanError:  # its ends are partitions all the same
         cuts = []
-    found = [*situation.on_edge(), *cuts, *situation.on_device()]
-    return [replace(each, where=f"{UNSPLIT}, {each.where}") for each in found]
+    ends = situation.ends(local_ms=situation.local_ms, edge_ms=situation.full_ms, accuracy=situation.unsplit_accuracy)
+    return [replace(each, where=f"{UNSPLIT}, {each.where}") for each in (*ends, *cuts)]
 
 
 def _of_variant(situation: Situation, spec: VariantSpec) -> list[Partition]:
@@ -98,11 +98,13 @@ def _of_variant(situation: Situation, spec: VariantSpec) -> list[Partition]:
             decode_ms=decoded.p50_ms if decoded is not None else 0.0,
         )
     ]
-    full = edge.full.get(1)
-    if full is None:
+    local_ms, full_ms = situation.local_ms, situation.full_ms
+    if not full_ms:
         return found
-    edge_head_ms = full.p50_ms * spec.head_macs / spec.full_macs
-    ends = situation.on_edge(tail=edge_head_ms + tail.p50_ms)
-    if device.local is not None and full.p50_ms > 0:
-        ends += situation.on_device(head_ms + device.local.p50_ms * tail.p50_ms / full.p50_ms)
-    return found + [replace(each, where=f"{spec.id}, {each.where}", accuracy=spec.accuracy) for each in ends]
+    ends = situation.ends(
+        local_ms=head_ms + local_ms * tail.p50_ms / full_ms if local_ms is not None else None,
+        edge_ms=full_ms * spec.head_macs / spec.full_macs + tail.p50_ms,
+        accuracy=spec.accuracy,
+        stage="tail",
+    )
+    return found + [replace(each, where=f"{spec.id}, {each.where}") for each in ends]

@@ -25,7 +25,7 @@ def neurosurgeon(rule: str, situation: Situation) -> RuleChoice:
     device, edge, error = situation.predicted_layers
     partitions = neurosurgeon_partitions(situation, (device, edge))
     best = min(partitions, key=_total_ms)
-    why = f"{_compared(partitions, _total_ms, 'ms')}; {_checked(situation, best, error)}{situation.unknown_loss(best)}{situation.lateness(best)}"
+    why = f"{_compared(partitions, _total_ms, 'ms')}; {_checked(situation, best, error)}"
     return choice(rule, situation, best, why, predictor_error=error)
 
 
@@ -33,7 +33,7 @@ def neurosurgeon_measured(rule: str, situation: Situation) -> RuleChoice:
     """The same by the layers' measured times: what better predictors could reach at most. Raises PlanError."""
     partitions = neurosurgeon_partitions(situation)
     best = min(partitions, key=_total_ms)
-    why = f"{_compared(partitions, _total_ms, 'ms')}, by measured layers{situation.unknown_loss(best)}{situation.lateness(best)}"
+    why = f"{_compared(partitions, _total_ms, 'ms')}, by measured layers"
     return choice(rule, situation, best, why)
 
 
@@ -51,21 +51,21 @@ def neurosurgeon_energy(rule: str, situation: Situation) -> RuleChoice:
     best = min(partitions, key=energy_mj)
     drawn = f"at {powers.compute_w:g} W computing, {powers.send_w:g} W sending, {powers.idle_w:g} W waiting"
     why = f"{_compared(partitions, energy_mj, 'mJ')}, {drawn}; {_checked(situation, best, error)}"
-    return choice(
-        rule, situation, best, why + situation.unknown_loss(best) + situation.lateness(best), predictor_error=error
-    )
+    return choice(rule, situation, best, why, predictor_error=error)
 
 
 def neurosurgeon_partitions(situation: Situation, tables: Tables | None = None) -> list[Partition]:
     """All partitions, at least one; ``tables``: predicted layers, None: as measured. Raises PlanError."""
-    local_ms, full_ms = (table.total_ms for table in tables) if tables else (None, None)
-    return [*situation.on_edge(full_ms), *situation.float_cuts(tables), *situation.on_device(local_ms)]
+    local_ms, full_ms = (table.total_ms for table in tables) if tables else (situation.local_ms, situation.full_ms)
+    ends = situation.ends(local_ms=local_ms, edge_ms=full_ms, accuracy=situation.unsplit_accuracy)
+    return [*ends, *situation.float_cuts(tables)]
 
 
 def _checked(situation: Situation, best: Partition, error: float) -> str:
     """What the measured layers say of a choice that predicted ones made."""
-    (same,) = (each for each in neurosurgeon_partitions(situation) if each.where == best.where)
-    return f"the predictors are off by {error:.0%}; by measured layers it takes {same.total_ms:.1f} ms"
+    said = f"the predictors are off by {error:.0%}"
+    same = [each.total_ms for each in neurosurgeon_partitions(situation) if each.where == best.where]
+    return f"{said}; by measured layers it takes {same[0]:.1f} ms" if same else said
 
 
 def _compared(partitions: list[Partition], cost: Callable[[Partition], float], unit: str) -> str:

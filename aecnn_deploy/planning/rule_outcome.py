@@ -37,7 +37,7 @@ class RuleRefusal:
 def choice(
     rule: str, situation: Situation, partition: Partition, why: str, *, predictor_error: float | None = None
 ) -> RuleChoice:
-    """``partition`` as the choice of ``rule``."""
+    """``partition`` as the choice of ``rule``, with what ``situation`` remarks on it."""
     return RuleChoice(
         rule,
         partition.where,
@@ -46,6 +46,6 @@ def choice(
         partition.sent_bytes,
         partition.parts,
         situation.energy_mj(partition),
-        why,
+        why + situation.remarks(partition),
         predictor_error,
     )
