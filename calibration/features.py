@@ -30,7 +30,9 @@ from aecnn_deploy.planning.profiles import CutFeatures, FeatureProfile
 Frames = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
 
+_WHY = "measuring features"
 _BITS = 8
+_REPEATED = 5.0  # a cut of the size of the one before it is chosen as late as one so many times as large
 _RANGE_BYTES = 8  # the two float32 between which the values were stretched
 
 
@@ -90,8 +92,8 @@ def measure_features(
         machine=this_machine(),
         versions={
             "aecnn-deploy": __version__,
-            "onnx": _version("onnx"),
-            "onnxruntime": _version("onnxruntime"),
+            "onnx": require("onnx", why=_WHY, extra="plan").__version__,
+            "onnxruntime": require("onnxruntime", why=_WHY).__version__,
             "pillow": PIL.__version__,
             "python": platform.python_version(),
         },
@@ -107,16 +109,17 @@ def measure_features(
 def worth_sending(cuts: Sequence[CutFeatures], most: int) -> list[CutFeatures]:
     """At most ``most`` of ``cuts``, in their order: those that have few values beside the smallest cut before them.
 
-    A cut with more values than an earlier one costs more on the device, and most likely on the link, too. Of equal
-    ones the earlier goes first.
+    A cut with more values than an earlier one costs more on the device, and most likely on the link, too. One of the
+    size of its predecessor tells little more than that one. Of equal ones the earlier goes first.
     """
     smallest = math.inf
+    before = 0
     rated: list[tuple[float, int]] = []
     for index, cut in enumerate(cuts):
         values = math.prod(cut.shape)
         if len(cut.shape) <= 3:  # more axes than planes have
-            rated.append((max(values / smallest, 0.999), index))
-            smallest = min(smallest, values)
+            rated.append((max(values / smallest, 0.999) * (_REPEATED if values == before else 1.0), index))
+            smallest, before = min(smallest, values), values
     return [cuts[index] for index in sorted(index for _, index in sorted(rated)[:most])]
 
 
@@ -216,8 +219,3 @@ def _session(proto: Any, threads: int) -> Iterator[Callable[[Any], list[Floats]]
         raise
     except Exception as exc:  # ONNX Runtime raises its own classes, which share no base
         raise RunnerError(f"ONNX Runtime {ort.__version__} cannot run a part of the model: {str(exc)[:300]}") from exc
-
-
-def _version(module: str) -> str:
-    version: str = require(module, why="measuring features", extra="plan").__version__
-    return version

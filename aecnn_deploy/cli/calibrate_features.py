@@ -45,8 +45,8 @@ def features(
     photograph, and the rest of the model runs on what comes back: how often is the class the same? What it finds holds
     for the bundle, whichever machine measured.
     """
-    for module in ("onnx", "onnxruntime"):
-        require(module, why="measuring features", extra="plan")
+    require("onnx", why="measuring features", extra="plan")
+    require("onnxruntime", why="measuring features")
     from aecnn_deploy.calibration.features import FeatureSettings, measure_features
     from aecnn_deploy.planning.profile_store import write_profile
 
