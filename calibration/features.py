@@ -211,6 +211,7 @@ def _session(proto: Any, threads: int) -> Iterator[Callable[[Any], list[Floats]]
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # ruinous beside other processes
     try:
         session = ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
         name = session.get_inputs()[0].name

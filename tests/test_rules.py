@@ -431,6 +431,12 @@ class TestRefusals:
         other = msgspec.structs.replace(CHAIN.edge, layers={"dense0": LayerTime("Gemm", 3.0)})
         assert "the edge profile's layers are not those" in replace(CHAIN, edge=other).refused("late-split")
 
+    def test_a_feature_profile_that_contradicts_itself_is_refused(self) -> None:
+        assert CHAIN.features is not None
+        stray = [CutFeatures("gone", "g", [1, 2, 2], 5), *CHAIN.features.cuts]
+        world = replace(CHAIN, features=msgspec.structs.replace(CHAIN.features, cuts=stray))
+        assert "a cut after 'gone', which is none of its nodes" in world.refused("neurosurgeon")
+
     def test_profiles_of_another_bundle_are_refused(self) -> None:
         assert CHAIN.features is not None
         for name in ("device", "edge", "features"):

@@ -59,7 +59,11 @@ class LayerTable:
         return self._sums_ms[-1]
 
     def up_to_ms(self, cut: CutFeatures) -> float:
-        """Milliseconds of all layers up to the cut."""
+        """Milliseconds of all layers up to the cut. Raises PlanError: it is after no node of the graph."""
+        if cut.after not in self._places:
+            raise PlanError(
+                f"the feature profile has a cut after {cut.after!r}, which is none of its nodes; measure again"
+            )
         return self._sums_ms[bisect_right(self._ordered_places, self._places[cut.after])]
 
     def after_ms(self, cut: CutFeatures) -> float:

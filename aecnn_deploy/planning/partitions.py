@@ -233,7 +233,7 @@ def float_bytes(cut: CutFeatures) -> int:
 
 def nearest_jpeg(codings: Iterable[str], quality: int = _USUAL_QUALITY) -> str | None:
     """Of the names of image codings, the JPEG of the quality nearest to ``quality``; None: there is none."""
-    known = {int(name.removeprefix(_JPEG)): name for name in codings if name.removeprefix(_JPEG).isdigit()}
+    known = {int(name.removeprefix(_JPEG)): name for name in codings if name.removeprefix(_JPEG).isdecimal()}
     return known[min(known, key=lambda each: (abs(each - quality), each))] if known else None
 
 

@@ -44,8 +44,9 @@ def coded_cuts(situation: Situation) -> Iterator[tuple[Partition, float]]:
     """Every measured cut and quality, with its agreement. Raises PlanError: a half has no time of JPEG or of layers."""
     for cut in situation.cuts:
         for quality, payload_bytes in cut.jpeg_bytes.items():
-            agreement = cut.jpeg_agreement[quality]
-            unsplit = situation.unsplit_accuracy
+            agreement, unsplit = cut.jpeg_agreement.get(quality), situation.unsplit_accuracy
+            if agreement is None:
+                continue
             yield (
                 situation.at_cut(
                     cut,

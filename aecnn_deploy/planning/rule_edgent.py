@@ -103,7 +103,7 @@ def _of_variant(situation: Situation, spec: VariantSpec) -> list[Partition]:
         return found
     ends = situation.ends(
         local_ms=head_ms + local_ms * tail.p50_ms / full_ms if local_ms is not None else None,
-        edge_ms=full_ms * spec.head_macs / spec.full_macs + tail.p50_ms,
+        edge_ms=full_ms * spec.head_macs / max(spec.full_macs, 1) + tail.p50_ms,
         accuracy=spec.accuracy,
         stage="tail",
     )
