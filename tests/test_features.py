@@ -1,12 +1,15 @@
 """Layers that are timed, graphs that are cut, and what the cuts send: with real ONNX files and ONNX Runtime."""
 
 import json
+import time
 from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from onnx.utils import Extractor
 
 from aecnn_deploy.bundle.reader import Bundle, open_bundle
 from aecnn_deploy.calibration.features import FeatureSettings, measure_features, worth_sending
@@ -93,6 +96,23 @@ def photographs(bundle: Bundle, folder: Path, count: int) -> np.ndarray:
     return np.stack([read_frame(path, bundle.manifest.input) for path in make_photos(folder, count)])
 
 
+def cpu_ms(models: list[onnx.ModelProto]) -> list[float]:
+    """Median milliseconds of the processor for each of ``models``, in turns on one thread: others do not disturb it."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    sessions = [onnxruntime.InferenceSession(model.SerializeToString(), options) for model in models]
+    times: list[list[float]] = [[] for _ in models]
+    for _ in range(15):
+        for session, taken in zip(sessions, times, strict=True):
+            (given,) = session.get_inputs()
+            values = np.full([size if isinstance(size, int) else 1 for size in given.shape], 7)
+            values = values.astype(np.uint8 if given.type == "tensor(uint8)" else np.float32)
+            start_s = time.thread_time()
+            session.run(None, {given.name: values})
+            taken.append(time.thread_time() - start_s)
+    return [float(np.median(taken)) * 1e3 for taken in times]
+
+
 def profile_of(graph: ModelGraph) -> FeatureProfile:
     return FeatureProfile(
         bundle_id="b" * 64,
@@ -170,6 +190,17 @@ class TestLayerTimes:
         assert halves == sorted(halves)
         assert all(before + after == pytest.approx(20.0) for before, after in halves)
         assert 0 < halves[0][0] < 5 < 15 < halves[-1][0] < 20
+
+    def test_a_half_that_is_really_cut_out_takes_what_its_layers_do(self, zoo: Bundle, zoo_graph: ModelGraph) -> None:
+        (cut,) = (cut for cut in zoo_graph.cuts if cut.after == "node_add_166")
+        frames, logits = zoo_graph.proto.graph.input[0].name, zoo_graph.proto.graph.output[0].name
+        extractor = Extractor(zoo_graph.proto)
+        halves = [extractor.extract_model([frames], [cut.tensor]), extractor.extract_model([cut.tensor], [logits])]
+        whole_ms, head_ms, tail_ms = cpu_ms([zoo_graph.proto, *halves])
+        layers = layer_times(zoo.file(zoo.manifest.full), threads=1, whole_ms=whole_ms)
+        table = LayerTable.of(layers, profile_of(zoo_graph), "device")
+        assert table.up_to_ms(cut) == pytest.approx(head_ms, rel=0.25)
+        assert table.after_ms(cut) == pytest.approx(tail_ms, rel=0.25)
 
     def test_nodes_without_a_name_have_the_same_one_in_both(self, tiny: Bundle) -> None:
         full = tiny.file(tiny.manifest.full)
