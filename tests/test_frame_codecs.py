@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from aecnn_deploy.codec.feature_jpeg import decode_planes, encode_planes, mosaic_grid
 from aecnn_deploy.errors import CodecError, ImageError, MissingExtraError, SettingsError
 from aecnn_deploy.models.backbones import backbone_spec
-from aecnn_deploy.training.feature_jpeg import decode_planes, encode_planes, mosaic_grid
 from aecnn_deploy.training.frame_codecs import GRID, FrameCodec, coded, container_bytes
 from aecnn_deploy.training.photographs import choose_files, load_photographs
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from aecnn_deploy.cli import calibrate_features
 from aecnn_deploy.cli.bundle_argument import BundleArgument, open_named
 from aecnn_deploy.cli.console import print_json, say
 from aecnn_deploy.cli.photographs import head_planes, read_frames
@@ -25,6 +26,7 @@ calibrate = typer.Typer(no_args_is_help=True, help="Fit a bundle to what it is u
 def register(app: typer.Typer) -> None:
     """Add the commands to ``app``."""
     app.add_typer(calibrate, name="calibrate")
+    calibrate_features.register(calibrate)
 
 
 @calibrate.command("coders", epilog=EXAMPLE)

@@ -43,10 +43,10 @@ class Machine(msgspec.Struct, frozen=True):
 
 
 class LayerTime(msgspec.Struct, frozen=True):
-    """One node of ``full.onnx``, alone in its turn."""
+    """One layer of ``full.onnx`` as ONNX Runtime runs it: a node, or several that it made one of."""
 
     op: str
-    ms: Milliseconds  # median; scaled, so that all nodes together take what the unsplit model takes
+    ms: Milliseconds  # median; scaled, so that all layers together take what the unsplit model takes
 
 
 class PlaneCoding(msgspec.Struct, frozen=True):
@@ -100,7 +100,7 @@ class DeviceProfile(Profile, frozen=True, kw_only=True, tag="device"):
     reads: list[ImageRead] = []
     image_codings: list[ImageCoding] = []  # with ``encode``
     loopback: Timing | None = None  # an empty request there and back within this machine: both halves' own code
-    layers: dict[str, LayerTime] = {}  # node of full.onnx -> time, in the order in which they run
+    layers: dict[str, LayerTime] = {}  # ONNX Runtime's name -> time, in the order in which they run
 
 
 class EdgeProfile(Profile, frozen=True, kw_only=True, tag="edge"):
@@ -128,6 +128,14 @@ class LinkProfile(Profile, frozen=True, kw_only=True, tag="link"):
     bytes_sent: int  # by the measurement itself
 
 
+class GraphNode(msgspec.Struct, frozen=True):
+    """One node of ``full.onnx`` that depends on the image."""
+
+    op: str  # "depthwise Conv" where every channel has a filter of its own
+    tensor: str  # its first output
+    output_bytes: int  # of one image, all outputs
+
+
 class CutFeatures(msgspec.Struct, frozen=True):
     """A place where one tensor alone crosses from the first nodes of ``full.onnx`` to the rest."""
 
@@ -137,6 +145,7 @@ class CutFeatures(msgspec.Struct, frozen=True):
     macs: int  # multiply-adds of the nodes up to here
     jpeg_bytes: dict[Size, Bytes] = {}  # JPEG quality -> mean bytes of the tensor as a mosaic of 8-bit planes
     jpeg_agreement: dict[Size, float] = {}  # JPEG quality -> top-1 agreement with the unsplit model
+    quantised_agreement: float | None = None  # the same of the 8-bit planes without JPEG; None: not measured
 
 
 class FeatureProfile(Profile, frozen=True, kw_only=True, tag="features"):
@@ -144,7 +153,8 @@ class FeatureProfile(Profile, frozen=True, kw_only=True, tag="features"):
 
     images: int
     layer_macs: dict[str, int]  # node of full.onnx -> multiply-adds of one image
-    cuts: list[CutFeatures]
+    cuts: list[CutFeatures]  # in the order of the graph
+    nodes: dict[str, GraphNode] = {}  # by name, in the order of the graph
 
 
 AnyProfile = DeviceProfile | EdgeProfile | LinkProfile | FeatureProfile

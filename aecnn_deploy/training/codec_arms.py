@@ -4,12 +4,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from aecnn_deploy.codec.feature_jpeg import decode_planes, encode_planes
 from aecnn_deploy.models.deploy import FullModel
 from aecnn_deploy.models.results import FRAMING_BYTES, ResultRow, write_result
 from aecnn_deploy.models.split import SplitModel
 from aecnn_deploy.training.algorithm1 import device_name, validation_accuracy
 from aecnn_deploy.training.designs import design_of
-from aecnn_deploy.training.feature_jpeg import decode_planes, encode_planes
 from aecnn_deploy.training.fitting import Group
 from aecnn_deploy.training.frame_codecs import GRID, FrameCodec, coded
 from aecnn_deploy.training.images import Images

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from aecnn_deploy.codec import PlaneLayout
+from aecnn_deploy.codec.layout import PlaneLayout
 from aecnn_deploy.errors import CodecError, SettingsError
 
 Planes = npt.NDArray[np.uint8]
