@@ -199,7 +199,7 @@ class Lane:
 
     def _work(self, started: "asyncio.Future[None]") -> None:
         error: AecnnError | None = None
-        _let_others_first()
+        let_others_first()
         try:
             self.model.load(self.times, self._max_batch)
         except AecnnError as exc:
@@ -387,7 +387,7 @@ class Lane:
             self._stop = True
 
 
-def _let_others_first() -> None:
+def let_others_first() -> None:
     """Threads that compute, those of a runtime that this one starts included, yield to those that answer."""
     if sys.platform == "linux":  # elsewhere it is the whole process that this would slow down
         with suppress(OSError):
