@@ -31,7 +31,7 @@ FASTEST_BPS = 1e9  # above it the two halves' own code is what takes the time
 
 _SMALLEST = 8 << 10  # bytes of the first larger image
 _LARGEST = 4 << 20
-_TELLING_MS = 30.0  # of a transfer: long enough beside what else takes time
+_TELLING_MS = 60.0  # of a transfer: long enough beside what else takes time
 _LONG_MS = 400.0  # so long takes no growing any more
 _TELLING_BYTES = 64 << 10  # more than shapers let through at once
 _LARGER = 4  # times the smaller image
@@ -160,17 +160,19 @@ class _Uplink:
             if size >= _TELLING_BYTES and took_ms >= max(_TELLING_MS, 2 * empty_ms):
                 break
             size *= 2
-        differences, end_s = [], time.perf_counter() + self._effort.longest_s
+        small, large, end_s = [], [], time.perf_counter() + self._effort.longest_s
         for pair in range(self._effort.pairs):
             if pair >= self._effort.least_pairs and time.perf_counter() > end_s:
                 break
-            differences.append(self._send_ms(size) - self._send_ms(size // _LARGER))
+            large.append(self._send_ms(size))
+            small.append(self._send_ms(size // _LARGER))
             self._progress((pair + 1) / self._effort.pairs)
         self._progress(1.0)
         bits = 8 * (bytes_on_link(size, HTTP_BYTES) - bytes_on_link(size // _LARGER, HTTP_BYTES))
-        slow, middle, fast = (bits * 1e3 / max(each, 1e-6) for each in np.percentile(differences, (90, 50, 10)))
+        slow, middle, fast = np.percentile(large, (90, 50, 10)) - np.median(small)
         return {
-            name: round(min(float(rate), FASTEST_BPS)) for name, rate in (("p10", slow), ("p50", middle), ("p90", fast))
+            name: round(min(bits * 1e3 / max(float(ms), 1e-6), FASTEST_BPS))
+            for name, ms in (("p10", slow), ("p50", middle), ("p90", fast))
         }
 
     def _send_ms(self, size: int) -> float:

@@ -62,16 +62,16 @@ class TestStore:
     def test_the_only_one_is_found_and_several_are_not_chosen_from(self, bundle: Bundle) -> None:
         write_profile(bundle, device(bundle))
         assert the_profile(bundle, DeviceProfile) == device(bundle)
-        with pytest.raises(PlanError, match="no edge profile of this bundle in .*run 'aecnn-deploy calibrate edge'"):
+        with pytest.raises(PlanError, match=r"no edge profile of this bundle in .*run 'aecnn-deploy calibrate edge'"):
             the_profile(bundle, EdgeProfile)
         path = write_profile(bundle, device(bundle, threads=4))
-        with pytest.raises(PlanError, match="there are 2 device profiles: .*choose one with --device"):
+        with pytest.raises(PlanError, match=r"there are 2 device profiles: .*choose one with --device"):
             the_profile(bundle, DeviceProfile)
         assert the_profile(bundle, DeviceProfile, path).threads == 4
 
     def test_a_profile_of_another_bundle_or_kind_is_refused(self, bundle: Bundle, tmp_path: Path) -> None:
         path = write_profile(bundle, device(bundle, bundle_id="0" * 64), tmp_path / "kept")
-        with pytest.raises(PlanError, match="measured with bundle 0{16}….*measure again"):
+        with pytest.raises(PlanError, match=r"measured with bundle 0{16}….*measure again"):
             the_profile(bundle, DeviceProfile, path)
         assert find_profiles(bundle, DeviceProfile, tmp_path / "kept") == []
         with pytest.raises(PlanError, match="is a profile of kind device, expected link"):

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -37,6 +38,10 @@ LayersOption = Annotated[
 SpinningOption = Annotated[
     bool, typer.Option("--spinning/--no-spinning", help="Let idle ONNX Runtime threads burn their core.")
 ]
+SecondsOption = Annotated[
+    float | None,
+    typer.Option(help="Longest time for what goes beyond the fewest rounds. Default: 8 of a device, 6 of an edge."),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
 
@@ -57,6 +62,7 @@ def device(
     variant: VariantsOption = None,
     spinning: SpinningOption = False,
     layers: LayersOption = True,
+    seconds: SecondsOption = None,
     profiles: ProfilesOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -65,11 +71,12 @@ def device(
     Heads, the unsplit model, coders of planes and of whole images, reading of image files. Run it on the device, with
     the threads that run-device will get. What it found holds for this bundle, machine and ONNX Runtime.
     """
-    from aecnn_deploy.calibration.device_timing import time_device
+    from aecnn_deploy.calibration.device_timing import DEVICE_EFFORT, time_device
     from aecnn_deploy.calibration.profile_facts import with_other_variants
     from aecnn_deploy.planning.profile_store import check_writable, write_profile
     from aecnn_deploy.runtimes.head_choice import faster_head
 
+    effort = DEVICE_EFFORT if seconds is None else replace(DEVICE_EFFORT, longest_s=seconds)
     opened = open_named(bundle)
     check_writable(opened, profiles)
     files = _files(images)
@@ -83,6 +90,7 @@ def device(
                 images=files,
                 variants=variant or (),
                 layers=layers,
+                effort=effort,
                 progress=progress,
             )
         names = list(profile.heads)
@@ -120,6 +128,7 @@ def edge(
         list[int] | None, typer.Option(help="Requests that are run together; may be repeated. Default: 1, 2, 4, 8.")
     ] = None,
     layers: LayersOption = True,
+    seconds: SecondsOption = None,
     profiles: ProfilesOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -128,13 +137,14 @@ def edge(
     Tails by batch size, the unsplit model, decoding of planes and of whole images, and what the service itself takes,
     which an edge process on loopback shows. Give it the options that serve-edge gets.
     """
-    from aecnn_deploy.calibration.edge_timing import BATCHES, time_edge
+    from aecnn_deploy.calibration.edge_timing import BATCHES, EDGE_EFFORT, time_edge
     from aecnn_deploy.calibration.profile_facts import with_other_variants
     from aecnn_deploy.exporters.edge_engines import EdgeEngines
     from aecnn_deploy.planning.profile_store import check_writable, write_profile
     from aecnn_deploy.runtimes.edge_runners import RunnerOptions
 
     options = RunnerOptions(runner, threads, spinning, precision, EdgeEngines() if build else None)
+    effort = EDGE_EFFORT if seconds is None else replace(EDGE_EFFORT, longest_s=seconds)
     opened = open_named(bundle)
     check_writable(opened, profiles)
     with _progress("measuring the edge") as progress:
@@ -145,6 +155,7 @@ def edge(
             batches=batch or BATCHES,
             images=_files(images),
             layers=layers,
+            effort=effort,
             progress=progress,
         )
     names = list(profile.tails)
