@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from math import ceil
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -31,7 +32,7 @@ from aecnn_deploy.calibration.pictures import (
     write_files,
 )
 from aecnn_deploy.calibration.profile_facts import now, seconds_since, versions
-from aecnn_deploy.calibration.turns import Clock, Effort, Progress, in_turns, no_progress, share
+from aecnn_deploy.calibration.turns import Clock, Effort, Progress, in_turns, no_progress, repeats, share
 from aecnn_deploy.codec import PlaneDecoder, PlaneEncoder, coder_names
 from aecnn_deploy.errors import CodecError, SettingsError
 from aecnn_deploy.planning.machine import this_machine
@@ -44,6 +45,8 @@ from aecnn_deploy.runtimes.plane_memory import plane_dictionary, useful_coders
 
 DEVICE_EFFORT = Effort()
 MAX_THREADS = 1024
+
+_REPEATS = 2  # frames of one head in its turn
 
 
 def time_device(
@@ -86,7 +89,7 @@ def time_device(
         full = loaded(bundle.manifest.full)
         link = stack.enter_context(loopback_link(bundle, effort.pause_ms))
         codings = {spec.id: _Coding(bundle, spec, heads[spec.id], pictures) for spec in specs}
-        cycle = max(len(coding.names) for coding in codings.values())
+        cycle = ceil(max(len(coding.names) for coding in codings.values()) / _REPEATS)
         scene = _Scene(clock, bundle.manifest.input, files.paths, effort.pause_ms / 1e3, cycle)
         in_turns(
             [
@@ -182,9 +185,9 @@ class _Scene:
     cycle: int
 
     def frame(self, number: int) -> Frame:
-        """Read the file of round ``number``, another one in each cycle where a cycle has as many rounds as files."""
+        """Read a file. Coders take turns, too: the shift by seven keeps each from always having the same files."""
         with self.clock.of("read"):
-            return read_frame(self.files[(number + number // self.cycle) % len(self.files)], self.spec)
+            return read_frame(self.files[(number + number // 7) % len(self.files)], self.spec)
 
 
 class _SplitFrame:
@@ -194,6 +197,10 @@ class _SplitFrame:
         self._scene, self._precision, self._head, self._coding, self._link = scene, precision, head, coding, link
 
     def __call__(self, number: int) -> None:
+        for each in repeats(self._scene.clock, number, _REPEATS):
+            self._run(each)
+
+    def _run(self, number: int) -> None:
         clock, coding = self._scene.clock, self._coding
         name = coding.names[number % len(coding.names)]
         frame = self._scene.frame(number)
@@ -214,10 +221,11 @@ class _LocalFrame:
         self._scene, self._full = scene, full
 
     def __call__(self, number: int) -> None:
-        frame = self._scene.frame(number)
-        with self._scene.clock.of("local"):
-            self._full.infer(frame[np.newaxis])
-        time.sleep(self._scene.pause_s)
+        for each in repeats(self._scene.clock, number, 1):
+            frame = self._scene.frame(each)
+            with self._scene.clock.of("local"):
+                self._full.infer(frame[np.newaxis])
+            time.sleep(self._scene.pause_s)
 
 
 class _Reads:

@@ -2,47 +2,40 @@
 
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 
-from aecnn_deploy.bundle.manifest import ENGINE_SOURCES, FP32, ONNXRUNTIME, VariantSpec
+from aecnn_deploy.bundle.manifest import VariantSpec
 from aecnn_deploy.bundle.reader import Bundle
 from aecnn_deploy.calibration.layer_stub import layer_times
-from aecnn_deploy.calibration.loopback import blank_planes, hello_for
-from aecnn_deploy.calibration.pictures import CodedImages, Pictures, coded_images, coding_of, encode_image, gather
+from aecnn_deploy.calibration.pictures import coded_images, coding_of, gather
 from aecnn_deploy.calibration.profile_facts import now, seconds_since, versions
-from aecnn_deploy.calibration.served_edge import served_edge
-from aecnn_deploy.calibration.turns import Clock, Effort, Key, Progress, in_turns, no_progress, share
+from aecnn_deploy.calibration.service_timing import precision_of, time_service
+from aecnn_deploy.calibration.turns import Clock, Effort, Key, Progress, in_turns, no_progress
 from aecnn_deploy.codec import EncodedPlanes, PlaneEncoder, coder_names
 from aecnn_deploy.errors import CodecError, SettingsError
 from aecnn_deploy.planning.machine import this_machine
-from aecnn_deploy.planning.profiles import EdgeProfile, LayerTime, Timing
+from aecnn_deploy.planning.profiles import EdgeProfile, LayerTime
 from aecnn_deploy.runtimes.base import Array
 from aecnn_deploy.runtimes.batch_times import BatchTimes
-from aecnn_deploy.runtimes.device_link import EdgeLink
 from aecnn_deploy.runtimes.edge_lane import let_others_first
-from aecnn_deploy.runtimes.edge_models import EdgeModel, FullModel, PlanesAsked, TailModel
+from aecnn_deploy.runtimes.edge_models import EdgeModel, FullModel, TailModel
 from aecnn_deploy.runtimes.edge_runners import RunnerOptions
 from aecnn_deploy.runtimes.frames import Frame
 from aecnn_deploy.runtimes.onnxruntime_runner import OnnxRuntimeRunner
 from aecnn_deploy.runtimes.plane_memory import plane_dictionary, useful_coders
-from aecnn_deploy.wire import InferReceived, WireLimits
 
-EDGE_EFFORT = Effort(wanted=7, longest_s=6.0)
+EDGE_EFFORT = Effort(wanted=7, longest_s=5.0)  # of the service, and half as long of larger batches
 BATCHES = (1, 2, 4, 8)
 
 _MAX_BATCH = 64
-_REQUESTS = 60  # to a whole service
-_WARM_UP = 5
-_SERVICE_S = 2.0
-_TIMEOUT_S = 30.0
 _PAYLOADS = 4  # frames whose planes and images are decoded
-_SERVICE_SHARE = 0.3  # of the whole measurement's time, for its progress
+_SERVICE_SHARE = 0.6  # of the whole measurement's time, for its progress
 
 
 def time_edge(
@@ -71,27 +64,27 @@ def time_edge(
     specs = [bundle.variant(name) for name in variants] or list(bundle.manifest.variants)
     pictures = gather(bundle, images)
     clock = Clock()
-    overhead, loopback = _time_service(bundle, specs[0], options, effort)
-    progress(_SERVICE_SHARE)
-    models = _Models(bundle, specs, options, pictures, clock)
-
-    def measure() -> None:
-        with models:
-            turns = models.turns(sizes, effort.pause_ms / 1e3)
-            in_turns(turns, clock, effort, cycle=models.cycle, progress=rest, stop=stop)
-
-    def rest(done: float) -> None:
-        progress(_SERVICE_SHARE + (1 - _SERVICE_SHARE) * done)
-
-    stop = threading.Event()
-    # As in the service: a model belongs to a thread that yields to those that answer.
-    with ThreadPoolExecutor(1, "aecnn-calibrate", initializer=let_others_first) as pool:
-        measuring = pool.submit(measure)
-        try:
-            measuring.result()
-        except BaseException:
-            stop.set()
-            raise
+    payloads = {spec.id: _payloads(bundle, spec, pictures.frames) for spec in specs}
+    coded = coded_images(pictures)
+    served = time_service(
+        bundle,
+        payloads,
+        coded,
+        options,
+        clock=clock,
+        effort=effort,
+        progress=lambda done: progress(_SERVICE_SHARE * done),
+    )
+    if sizes[1:]:
+        _time_batches(
+            bundle,
+            specs,
+            options,
+            sizes[1:],
+            clock=clock,
+            effort=replace(effort, longest_s=effort.longest_s / 2),
+            progress=lambda done: progress(_SERVICE_SHARE + (1 - _SERVICE_SHARE) * done),
+        )
     nodes: dict[str, LayerTime] = {}
     if layers:
         whole_ms = clock.timing("full", "1").p50_ms
@@ -103,92 +96,20 @@ def time_edge(
         measured_at=now(),
         took_s=seconds_since(began_s),
         threads=options.threads,
-        runner=models.runner,
-        precision=models.precision,
+        runner=served.runner,
+        precision="+".join(sorted({precision_of(served.targets[spec.id]) for spec in specs})),
         tails={spec.id: {size: clock.timing("tail", spec.id, str(size)) for size in sizes} for spec in specs},
         full={size: clock.timing("full", str(size)) for size in sizes},
-        coders={
-            spec.id: {name: clock.timing("decode", spec.id, name) for name in models.payloads[spec.id]}
-            for spec in specs
-        },
-        image_codings=[coding_of(item, decode=clock.timing("image", *item.key)) for item in models.coded],
-        overhead=overhead,
-        loopback=loopback,
+        coders={name: {coder: clock.timing("decode", name, coder) for coder in payloads[name]} for name in payloads},
+        image_codings=[coding_of(item, decode=clock.timing("image", *item.key)) for item in coded],
+        overhead=clock.timing("overhead"),
+        loopback=clock.timing("loopback"),
         layers=nodes,
     )
 
 
-def _time_service(bundle: Bundle, spec: VariantSpec, options: RunnerOptions, effort: Effort) -> tuple[Timing, Timing]:
-    """What a whole service takes beside decoding and tail, and an empty request to it there and back."""
-    clock, planes = Clock(), blank_planes(spec)
-    index = bundle.manifest.variants.index(spec)
-    with served_edge(bundle, spec.id, options) as edge:
-        link = EdgeLink(edge.url, hello_for(bundle, "calibrate"), timeout_s=_TIMEOUT_S, limits=WireLimits())
-        try:
-            link.open()
-            end_s = time.perf_counter() + _SERVICE_S
-            for number in range(-_WARM_UP, _REQUESTS):
-                if number > effort.least and time.perf_counter() > end_s:
-                    break
-                time.sleep(effort.pause_ms / 1e3)
-                reply = link.request(index, planes, deadline_ms=0)
-                if number >= 0:
-                    result = reply.result
-                    clock.add(("overhead",), result.total_ms - result.decode_ms - result.tail_ms)
-                    clock.add(("loopback",), reply.round_trip_ms - result.total_ms)
-        finally:
-            link.close()
-    return clock.timing("overhead"), clock.timing("loopback")
-
-
-class _Models:
-    """The tails and the unsplit model, loaded while entered; all of it on one thread."""
-
-    def __init__(
-        self,
-        bundle: Bundle,
-        specs: Sequence[VariantSpec],
-        options: RunnerOptions,
-        pictures: Pictures,
-        clock: Clock,
-    ) -> None:
-        self._clock = clock
-        self._tails = [TailModel(bundle, spec, options) for spec in specs]
-        self._full = FullModel(bundle, options)
-        self.payloads = {spec.id: _payloads(bundle, spec, pictures.frames) for spec in specs}
-        self.coded = coded_images(pictures)
-        self.cycle = max(len(payloads) for payloads in self.payloads.values())
-        self.runner = self.precision = ""  # once entered
-
-    def __enter__(self) -> Self:
-        try:
-            for model in (*self._tails, self._full):
-                model.load(BatchTimes(), 1)
-        except BaseException:
-            self._unload()
-            raise
-        self.runner = "+".join(sorted({tail.runner_name for tail in self._tails}))
-        self.precision = "+".join(sorted({_precision(tail) for tail in self._tails}))
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._unload()
-
-    def turns(self, sizes: Sequence[int], pause_s: float) -> list[Callable[[int], None]]:
-        """What ``in_turns`` calls."""
-        clock = self._clock
-        tails = [_TailTurn(clock, tail, self.payloads[tail.name], sizes, self.cycle, pause_s) for tail in self._tails]
-        return [*tails, _FullTurn(clock, self._full, self.coded, sizes, self.cycle, pause_s)]
-
-    def _unload(self) -> None:
-        for model in (*self._tails, self._full):
-            model.unload()
-
-
-def _payloads(bundle: Bundle, spec: VariantSpec, frames: Sequence[Frame]) -> dict[str, list[PlanesAsked]]:
-    """What each coder that may be chosen makes of a few frames' planes, as requests."""
+def _payloads(bundle: Bundle, spec: VariantSpec, frames: Sequence[Frame]) -> dict[str, list[EncodedPlanes]]:
+    """What each coder that may be chosen makes of a few frames' planes."""
     dictionary = plane_dictionary(bundle, spec)
     with OnnxRuntimeRunner(bundle.file(spec.head), variant=spec.id) as head:
         planes = [head.infer(frame[np.newaxis])[0] for frame in frames[:_PAYLOADS]]
@@ -198,82 +119,59 @@ def _payloads(bundle: Bundle, spec: VariantSpec, frames: Sequence[Frame]) -> dic
             encoder = PlaneEncoder(spec.planes, spec.bits, coder=name, dictionary=dictionary)
         except CodecError:  # it cannot take planes of this shape, or has no dictionary
             continue
-        found[name] = [_asked(encoder.encode(each)) for each in planes]
+        found[name] = [encoder.encode(each) for each in planes]
     return found
 
 
-def _asked(encoded: EncodedPlanes) -> PlanesAsked:
-    return PlanesAsked(InferReceived(1, 0, encoded.coder_id, encoded.payload, encoded.raw_bytes, 0), None)
-
-
-def _precision(tail: TailModel) -> str:
-    """Of the file that runs. A target names its precision at its end, unless it is fp16: ``engines.Target.name``."""
-    if tail.target == ONNXRUNTIME:
-        return FP32
-    last = tail.target.rpartition("-")[2]
-    return last if last in ENGINE_SOURCES else next(iter(ENGINE_SOURCES))
-
-
-class _TailTurn:
-    """A request after a pause, as a device alone sends them: decoded, run; then a larger batch of it."""
-
-    def __init__(
-        self,
-        clock: Clock,
-        model: TailModel,
-        payloads: Mapping[str, Sequence[PlanesAsked]],
-        sizes: Sequence[int],
-        cycle: int,
-        pause_s: float,
-    ) -> None:
-        self._clock, self._model, self._payloads, self._sizes = clock, model, payloads, sizes
-        self._cycle, self._pause_s = cycle, pause_s
-        self._names = list(payloads)
-
-    def __call__(self, number: int) -> None:
-        name = self._names[number % len(self._names)]
-        payloads = self._payloads[name]
-        asked = payloads[number % len(payloads)]
-        time.sleep(self._pause_s)
-        with self._clock.of("decode", self._model.name, name):
-            item = self._model.decode(asked)
-        _run_batches(self._clock, self._model, ("tail", self._model.name), item, self._sizes, number, self._cycle)
-
-
-class _FullTurn:
-    """Whole images, as they are posted: decoded to the model's frame, each coding once a cycle; then run."""
-
-    def __init__(
-        self,
-        clock: Clock,
-        model: FullModel,
-        coded: Sequence[CodedImages],
-        sizes: Sequence[int],
-        cycle: int,
-        pause_s: float,
-    ) -> None:
-        self._clock, self._model, self._sizes, self._cycle, self._pause_s = clock, model, sizes, cycle, pause_s
-        self._images = [
-            (item.key, [encode_image(pixels, item.coding) for pixels in item.pixels[:_PAYLOADS]]) for item in coded
-        ]
-
-    def __call__(self, number: int) -> None:
-        item: Array | None = None
-        for key, images in share(self._images, number, self._cycle):
-            content = images[number % len(images)]
-            time.sleep(self._pause_s)
-            with self._clock.of("image", *key):
-                item = self._model.decode(content)
-        if item is not None:
-            _run_batches(self._clock, self._model, ("full",), item, self._sizes, number, self._cycle)
-
-
-def _run_batches(
-    clock: Clock, model: EdgeModel, key: Key, item: Array, sizes: Sequence[int], number: int, cycle: int
+def _time_batches(
+    bundle: Bundle,
+    specs: Sequence[VariantSpec],
+    options: RunnerOptions,
+    sizes: Sequence[int],
+    *,
+    clock: Clock,
+    effort: Effort,
+    progress: Progress,
 ) -> None:
-    """A batch of one, and of the larger sizes those whose turn it is."""
-    with clock.of(*key, "1"):
-        model.run([item])
-    for size in share(sizes[1:], number, cycle):
-        with clock.of(*key, str(size)):
-            model.run([item] * size)
+    """Time batches of ``sizes``, which no single device can ask for, as the service runs them: on a thread that yields.
+
+    Counts ("tail", variant, size) and ("full", size).
+    """
+    batches, stop = Clock(), threading.Event()
+    frame = (bundle.manifest.input.height, bundle.manifest.input.width, 3)
+    models: list[tuple[EdgeModel, Key, tuple[int, ...]]] = [
+        *((TailModel(bundle, spec, options), ("tail", spec.id), tuple(spec.planes)) for spec in specs),
+        (FullModel(bundle, options), ("full",), frame),
+    ]
+
+    def measure() -> None:
+        with ExitStack() as stack:
+            turns = []
+            for model, key, shape in models:
+                stack.callback(model.unload)
+                model.load(BatchTimes(), 1)
+                item = np.zeros(shape, np.uint8)  # a time depends on no value of it
+                turns.append(_Batches(batches, key, model, sizes, item))
+            in_turns(turns, batches, effort, cycle=1, progress=progress, stop=stop)
+
+    # A model belongs to one thread.
+    with ThreadPoolExecutor(1, "aecnn-calibrate", initializer=let_others_first) as pool:
+        measuring = pool.submit(measure)
+        try:
+            measuring.result()
+        except BaseException:
+            stop.set()
+            raise
+    clock.take_over(batches)
+
+
+class _Batches:
+    """Batches of one model, one of each size."""
+
+    def __init__(self, clock: Clock, key: Key, model: EdgeModel, sizes: Sequence[int], item: Array) -> None:
+        self._clock, self._key, self._model, self._sizes, self._item = clock, key, model, sizes, item
+
+    def __call__(self, number: int) -> None:
+        for size in self._sizes:
+            with self._clock.of(*self._key, str(size)):
+                self._model.run([self._item] * size)

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import msgspec
@@ -23,11 +23,11 @@ _POLL_S = 0.1
 
 
 @contextmanager
-def served_edge(bundle: Bundle, variant: str, options: RunnerOptions) -> Iterator[ReadyEdge]:
-    """An edge that has loaded ``variant``, ended afterwards. Raises ServeError: it did not start, and why."""
+def served_edge(bundle: Bundle, variants: Sequence[str], options: RunnerOptions) -> Iterator[ReadyEdge]:
+    """An edge that has loaded ``variants``, ended afterwards. Raises ServeError: it did not start, and why."""
     with tempfile.TemporaryFile() as errors:
         process = subprocess.Popen(
-            [sys.executable, "-m", "aecnn_deploy", *_words(bundle, variant, options)],
+            [sys.executable, "-m", "aecnn_deploy", *_words(bundle, variants, options)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=errors,
@@ -49,8 +49,9 @@ def served_edge(bundle: Bundle, variant: str, options: RunnerOptions) -> Iterato
             process.stdout.close()
 
 
-def _words(bundle: Bundle, variant: str, options: RunnerOptions) -> list[str]:
-    words = ["serve-edge", str(bundle.path), "--port", "0", "--json", "--preload", variant]
+def _words(bundle: Bundle, variants: Sequence[str], options: RunnerOptions) -> list[str]:
+    words = ["serve-edge", str(bundle.path), "--port", "0", "--json", "--preload", ",".join(variants)]
+    words += ["--max-batch", "1"]  # larger ones are not asked for, and need not be timed at its start
     words += ["--runner", options.name, "--threads", str(options.threads)]
     words += ["--spinning" if options.spinning else "--no-spinning"]
     words += ["--build" if options.engines is not None else "--no-build"]

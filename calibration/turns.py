@@ -3,7 +3,7 @@ machine falls on everything alike, and so that each thing starts as cold as in a
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -44,6 +44,7 @@ class Clock:
 
     def __init__(self) -> None:
         self._ms: dict[Key, list[float]] = {}
+        self.counts = True  # else what is timed is forgotten at once
 
     def of(self, *key: str) -> "_Stretch":
         """A context manager: what is done within counts under ``key``."""
@@ -51,11 +52,17 @@ class Clock:
 
     def add(self, key: Key, took_ms: float) -> None:
         """Count a time that was measured elsewhere."""
-        self._ms.setdefault(key, []).append(took_ms)
+        if self.counts:
+            self._ms.setdefault(key, []).append(took_ms)
 
     def timing(self, *key: str) -> Timing:
         """Percentiles of what was counted under ``key``."""
         return timing(self._ms[key])
+
+    def take_over(self, other: "Clock") -> None:
+        """Count what ``other`` has counted, too."""
+        for key, times in other._ms.items():
+            self._ms.setdefault(key, []).extend(times)
 
     def forget(self) -> None:
         """Count anew."""
@@ -77,6 +84,18 @@ class _Stretch:
         took_s = time.perf_counter() - self._began_s
         if kind is None:
             self._clock.add(self._key, took_s * 1e3)
+
+
+def repeats(clock: Clock, number: int, count: int) -> Iterator[int]:
+    """For a turn that does the same ``count`` times: the numbers of these times over all rounds, ``number`` * count on.
+
+    Before them it is done once more, uncounted: after another model's turn the memory of this one is not in the caches,
+    where it is in a run of nothing else.
+    """
+    clock.counts = False
+    yield number * count
+    clock.counts = True
+    yield from range(number * count, (number + 1) * count)
 
 
 def share(items: Sequence[T], number: int, cycle: int) -> Sequence[T]:

@@ -40,7 +40,7 @@ SpinningOption = Annotated[
 ]
 SecondsOption = Annotated[
     float | None,
-    typer.Option(help="Longest time for what goes beyond the fewest rounds. Default: 8 of a device, 6 of an edge."),
+    typer.Option(help="Longest time for what goes beyond the fewest rounds. Default: 8 of a device, 5 of an edge."),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
