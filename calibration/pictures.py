@@ -29,7 +29,8 @@ FILE_QUALITY = 90
 _MOST = 24  # pictures: more say no more about a time
 _FEW = 3
 _MADE_UP = 8
-_OCTAVES = 7
+_OCTAVES = 8
+_FALL = 0.72  # of the strength from one scale to the next finer one
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +115,7 @@ def made_up(width: int, height: int, seed: int) -> Frame:
     for octave in range(_OCTAVES):
         cells = min(side, 2 << octave)
         noise = rng.normal(0.0, 1.0, (cells, cells, 1)) + 0.4 * rng.normal(0.0, 1.0, (cells, cells, 3))
-        total += _grown(noise.astype(np.float32), width, height) / (1 << octave)
+        total += _grown(noise.astype(np.float32), width, height) * _FALL**octave
     total += np.linspace(-1.0, 1.0, height, dtype=np.float32)[:, None, None] * rng.normal(0.0, 1.0, 3)
     picture: Frame = np.clip(128 + 55 * (total - total.mean()) / (total.std() + 1e-6), 0, 255).astype(np.uint8)
     return picture
