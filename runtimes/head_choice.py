@@ -1,42 +1,29 @@
 """Which of a variant's heads a device runs: float32 or int8, whichever is faster on its processor."""
 
-import hashlib
 import logging
-import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
 
-import msgspec
 import numpy as np
 
 from aecnn_deploy.bundle.manifest import FP32, INT8, VariantSpec
 from aecnn_deploy.bundle.reader import Bundle
-from aecnn_deploy.errors import BundleError, SettingsError
+from aecnn_deploy.errors import PlanError, SettingsError
 from aecnn_deploy.optional import require
-from aecnn_deploy.planning.machine import describe_processor
+from aecnn_deploy.planning.machine import this_machine
+from aecnn_deploy.planning.profile_store import profiles_here
+from aecnn_deploy.planning.profiles import DeviceProfile
 from aecnn_deploy.runtimes.onnxruntime_runner import OnnxRuntimeRunner
 
 logger = logging.getLogger("aecnn_deploy.device")
 
 AUTO = "auto"
 PRECISIONS = (FP32, INT8)
-_FORMAT = 1
 _ROUNDS = 15
 _WARM_UP = 3
 _SHORTEST_S = 0.3  # of all rounds of a head: what takes microseconds is timed more often
 _MOST_ROUNDS = 500
-
-
-class DeviceProfile(msgspec.Struct, frozen=True):
-    """How long a bundle's heads take on one machine: variant -> precision -> milliseconds of one frame."""
-
-    format: int
-    bundle_id: str
-    machine: str
-    onnxruntime: str
-    threads: int
-    heads: dict[str, dict[str, float]]
 
 
 def head_times(heads: Mapping[str, Path], *, threads: int, variant: str | None = None) -> dict[str, float]:
@@ -65,67 +52,37 @@ def head_times(heads: Mapping[str, Path], *, threads: int, variant: str | None =
     return {name: round(float(np.median(values)) * 1e3, 4) for name, values in times.items()}
 
 
-def time_bundle(bundle: Bundle, *, threads: int = 0, variants: tuple[str, ...] = ()) -> DeviceProfile:
-    """Time every head of ``variants`` (none: all) on this machine. Raises RunnerError, BundleError: no such variant."""
-    chosen = [bundle.variant(name) for name in variants] or list(bundle.manifest.variants)
-    heads = {
-        spec.id: head_times(
-            {precision: bundle.file(file) for precision, file in spec.head_files.items()},
-            threads=threads,
-            variant=spec.id,
-        )
-        for spec in chosen
-    }
-    return DeviceProfile(_FORMAT, bundle.id, describe_processor(), _version(), threads, heads)
+def profile_here(bundle: Bundle, threads: int) -> DeviceProfile | None:
+    """What was measured of ``bundle`` on this machine with so many threads and this release of ONNX Runtime.
 
-
-def write_profile(profile: DeviceProfile) -> Path:
-    """Keep ``profile`` for this user, with what was timed of other variants. Raises BundleError: cannot be written."""
-    before = read_profile(profile.bundle_id, profile.threads)
-    if before is not None:
-        profile = msgspec.structs.replace(profile, heads=before.heads | profile.heads)
-    path = _profile_path(profile.bundle_id, profile.threads)
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_bytes(msgspec.json.format(msgspec.json.encode(profile), indent=1) + b"\n")
-        partial.replace(path)
-    except OSError as exc:
-        raise BundleError(f"cannot write {path}: {exc.strerror or exc}; set XDG_CACHE_HOME") from None
-    return path
-
-
-def read_profile(bundle_id: str, threads: int) -> DeviceProfile | None:
-    """What was timed for this bundle on this machine, with its ONNX Runtime; None: nothing that still holds."""
-    path = _profile_path(bundle_id, threads)
-    try:
-        profile = msgspec.json.decode(path.read_bytes(), type=DeviceProfile)
-    except FileNotFoundError:
-        return None
-    except (OSError, msgspec.DecodeError, msgspec.ValidationError) as exc:
-        logger.warning("%s cannot be read (%s); run: aecnn-deploy calibrate device", path, exc)
-        return None
-    expected = (_FORMAT, bundle_id, describe_processor(), _version(), threads)
-    if (profile.format, profile.bundle_id, profile.machine, profile.onnxruntime, profile.threads) != expected:
-        logger.info("%s was timed with another processor or ONNX Runtime; run: aecnn-deploy calibrate device", path)
-        return None
-    return profile
-
-
-def profiled_threads(bundle_id: str, onnxruntime: str) -> list[int]:
-    """For which counts of threads the heads were timed on this machine with the release ``onnxruntime``.
-
-    It is not imported. 0 stands for every core. A profile that cannot be read counts as none.
+    None: nothing that still holds. A damaged profile is warned of, and counts as none.
     """
-    found = []
-    for path in sorted(_profile_path(bundle_id, 0).parent.glob(_profile_name(bundle_id, "*"))):
-        try:
-            profile = msgspec.json.decode(path.read_bytes(), type=DeviceProfile)
-        except (OSError, msgspec.DecodeError, msgspec.ValidationError):
+    for profile in _profiles(bundle):
+        if profile.threads != threads:
             continue
-        if (profile.format, profile.machine, profile.onnxruntime) == (_FORMAT, describe_processor(), onnxruntime):
-            found.append(profile.threads)
-    return sorted(found)
+        if profile.versions.get("onnxruntime") == _version():
+            return profile
+        logger.info("%s was timed with another ONNX Runtime; run: aecnn-deploy calibrate device", bundle.path)
+    return None
+
+
+def profiled_threads(bundle: Bundle, onnxruntime: str) -> list[int]:
+    """For which counts of threads ``bundle`` was timed on this machine with the release ``onnxruntime``.
+
+    It is not imported. 0 stands for every core. A damaged profile counts as none.
+    """
+    return sorted(
+        {each.threads for each in _profiles(bundle) if each.versions.get("onnxruntime") == onnxruntime and each.heads}
+    )
+
+
+def faster_head(spec: VariantSpec, profile: DeviceProfile | None) -> str:
+    """The precision of ``spec``'s head that was faster in ``profile``; the bundle's default where that says nothing."""
+    heads = spec.head_files
+    default = next(precision for precision, file in heads.items() if file == spec.head)
+    known = profile.heads.get(spec.id, {}) if profile is not None else {}
+    times = {precision: known[precision].p50_ms for precision in heads if precision in known}
+    return min(times, key=times.__getitem__, default=default)
 
 
 def choose_head(bundle: Bundle, spec: VariantSpec, wanted: str = AUTO, *, threads: int = 0) -> tuple[str, str]:
@@ -143,11 +100,8 @@ def choose_head(bundle: Bundle, spec: VariantSpec, wanted: str = AUTO, *, thread
                 f"export it again with --head-precision {wanted}"
             )
         return wanted, heads[wanted]
-    default = next(precision for precision, file in heads.items() if file == spec.head)
-    if len(heads) > 1 and (profile := read_profile(bundle.id, threads)) is not None:
-        times = {name: ms for name, ms in profile.heads.get(spec.id, {}).items() if name in heads}
-        default = min(times, key=times.__getitem__, default=default)
-    return default, heads[default]
+    precision = faster_head(spec, profile_here(bundle, threads) if len(heads) > 1 else None)
+    return precision, heads[precision]
 
 
 def check_precision(wanted: str) -> None:
@@ -161,12 +115,10 @@ def _version() -> str:
     return version
 
 
-def _profile_path(bundle_id: str, threads: int) -> Path:
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "aecnn-deploy" / "devices"
-    return cache / _profile_name(bundle_id, str(threads))
-
-
-def _profile_name(bundle_id: str, threads: str) -> str:
-    # One file a machine too: homes are shared over networks.
-    host = hashlib.sha256(describe_processor().encode()).hexdigest()[:8]
-    return f"{bundle_id[:32]}-{host}-t{threads}.json"
+def _profiles(bundle: Bundle) -> list[DeviceProfile]:
+    """What was measured of ``bundle`` on this machine. None where a profile is damaged: a device runs all the same."""
+    try:
+        return profiles_here(bundle, DeviceProfile, this_machine())
+    except PlanError as exc:
+        logger.warning("%s", exc)
+        return []

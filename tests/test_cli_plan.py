@@ -21,6 +21,7 @@ from aecnn_deploy.planning.plan import PlanSettings, make_plan
 from aecnn_deploy.planning.predict import Predictor
 from aecnn_deploy.planning.profile_store import profile_folder, write_profile
 from aecnn_deploy.planning.profiles import AnyProfile, DeviceProfile, EdgeProfile, ImageCoding, Machine
+from aecnn_deploy.planning.rules import ALL_RULES
 from tests.bundles import one_line
 from tests.in_process import command_here
 from tests.plan_profiles import PI, around, device_profile, edge_profile, link_profile
@@ -183,7 +184,9 @@ class TestDocument:
         assert all(item["why"] for item in found["alternatives"])
         assert found["link"] == {"rate_bps": 10e6, "fixed_ms": 3.9, "edge": None}
         assert found["profiles"]["device"]["machine"] == str(PI)
-        assert found["rules"] == []
+        # The profiles of this test have no times of layers and nobody measured what cuts send.
+        assert {item["rule"] for item in found["rules"]} == set(ALL_RULES)
+        assert all(item["predicted_ms"] is None and item["why"] for item in found["rules"])
         assert (found["cannot"], found["nearest"], found["accuracy_is"]) == (None, None, "accuracy")
 
     def test_break_even_rates_are_those_at_which_both_take_equally_long(self, plan: Plan) -> None:

@@ -3,6 +3,7 @@
 import io
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +26,11 @@ from aecnn_deploy.exporters.int8_calibration import (
 from aecnn_deploy.exporters.onnx_options import OnnxOptions
 from aecnn_deploy.models.run import Run, load_run
 from aecnn_deploy.models.split import SplitDesign
+from aecnn_deploy.planning.machine import this_machine
+from aecnn_deploy.planning.profile_store import profile_folder, write_profile
+from aecnn_deploy.planning.profiles import DeviceProfile, Machine, timing
 from aecnn_deploy.runtimes.device_client import DeviceSettings, run_device
-from aecnn_deploy.runtimes.head_choice import (
-    DeviceProfile,
-    choose_head,
-    describe_processor,
-    read_profile,
-    time_bundle,
-    write_profile,
-)
+from aecnn_deploy.runtimes.head_choice import choose_head, profile_here
 from aecnn_deploy.runtimes.onnxruntime_runner import OnnxRuntimeRunner
 from aecnn_deploy.runtimes.samples import verify_bundle
 from tests.bundles import command, one_line, serving
@@ -177,8 +174,24 @@ def test_a_device_runs_the_head_that_it_is_told_to(bundle: Bundle, tmp_path: Pat
     assert {image["head"] for image in document["images"]} == {"int8"}
 
 
+@pytest.fixture
+def nothing_kept(bundle: Bundle) -> Iterator[None]:
+    """Profiles stand beside the bundle, which all tests here share."""
+    yield
+    shutil.rmtree(profile_folder(bundle), ignore_errors=True)
+
+
 def profile(bundle: Bundle, **times: float) -> DeviceProfile:
-    return DeviceProfile(1, bundle.id, describe_processor(), ort_version(), 0, {FIRST: times})
+    return DeviceProfile(
+        bundle_id=bundle.id,
+        machine=this_machine(),
+        versions={"onnxruntime": ort_version()},
+        measured_at="2026-01-01T00:00:00Z",
+        took_s=1.0,
+        threads=0,
+        images=0,
+        heads={FIRST: {precision: timing([ms]) for precision, ms in times.items()}},
+    )
 
 
 def ort_version() -> str:
@@ -187,45 +200,58 @@ def ort_version() -> str:
     return onnxruntime.__version__
 
 
+@pytest.mark.usefixtures("nothing_kept")
 def test_a_device_takes_the_head_that_was_faster_on_it(bundle: Bundle) -> None:
     spec = bundle.manifest.variant(FIRST)
     for times, faster in (({"fp32": 2.0, "int8": 1.0}, "int8"), ({"fp32": 1.0, "int8": 2.0}, "fp32")):
-        write_profile(profile(bundle, **times))
+        write_profile(bundle, profile(bundle, **times))
         assert choose_head(bundle, spec) == (faster, spec.heads[faster])
         assert choose_head(bundle, spec, "fp32")[0] == "fp32"  # what is named wins
     default = next(precision for precision, file in spec.heads.items() if file == spec.head)
     assert choose_head(bundle, spec, threads=3)[0] == default  # timed with other threads: not known
 
 
+@pytest.mark.usefixtures("nothing_kept")
 @pytest.mark.parametrize(
-    "change", [{"machine": "another processor"}, {"onnxruntime": "0.1"}, {"format": 9}, {"bundle_id": "0" * 64}]
+    "change",
+    [
+        {"machine": Machine("another processor", this_machine().host)},
+        {"machine": Machine(this_machine().processor, "another host")},
+        {"versions": {"onnxruntime": "0.1"}},
+        {"format": 9},
+        {"bundle_id": "0" * 64},
+    ],
 )
-def test_a_profile_of_something_else_is_not_believed(bundle: Bundle, change: dict[str, Any], tmp_path: Path) -> None:
+def test_a_profile_of_something_else_is_not_believed(
+    bundle: Bundle, change: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
     slow = "fp32" if bundle.manifest.variant(FIRST).head.endswith("int8.onnx") else "int8"
-    path = write_profile(profile(bundle, **dict.fromkeys(BOTH, 9.0) | {slow: 1.0}))
+    path = write_profile(bundle, profile(bundle, **dict.fromkeys(BOTH, 9.0) | {slow: 1.0}))
     assert choose_head(bundle, bundle.manifest.variant(FIRST))[0] == slow
     path.write_bytes(msgspec.json.encode(msgspec.structs.replace(profile(bundle, **{slow: 1.0}), **change)))
-    assert read_profile(bundle.id, 0) is None
+    assert profile_here(bundle, 0) is None
     assert choose_head(bundle, bundle.manifest.variant(FIRST))[0] != slow
     path.write_bytes(b"{")
-    assert read_profile(bundle.id, 0) is None
+    caplog.clear()
+    assert choose_head(bundle, bundle.manifest.variant(FIRST))[0] != slow
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert f"{path} is no profile" in caplog.text
 
 
+@pytest.mark.usefixtures("nothing_kept")
 def test_calibrate_device_times_both_heads_and_says_which_is_taken(bundle: Bundle) -> None:
-    done = command("calibrate", "device", str(bundle.path), "--threads", "1", "--json")
+    words = ("calibrate", "device", str(bundle.path), "--threads", "1", "--no-layers")
+    done = command(*words, "--json")
     assert done.returncode == 0, done.stderr
     document = json.loads(done.stdout)
     (row,) = document["variants"]
     assert row["head_ms"].keys() == set(BOTH)
     assert row["head"] == min(row["head_ms"], key=row["head_ms"].__getitem__)
-    assert Path(document["profile"]).is_file()
-    kept = read_profile(bundle.id, 1)
+    assert Path(document["profile"]).parent == profile_folder(bundle)
+    kept = profile_here(bundle, 1)
     assert kept is not None
-    assert kept.heads[FIRST] == row["head_ms"]
-    assert time_bundle(bundle, threads=1).heads.keys() == {FIRST}
-    words = command("calibrate", "device", str(bundle.path), "--threads", "1").stdout.decode()
-    assert f"{FIRST}: fp32 " in words
-    assert all(len(line) <= 100 for line in words.splitlines())
+    assert {precision: each.p50_ms for precision, each in kept.heads[FIRST].items()} == row["head_ms"]
+    assert choose_head(bundle, bundle.manifest.variant(FIRST), threads=1)[0] == row["head"]
 
 
 @pytest.mark.parametrize(

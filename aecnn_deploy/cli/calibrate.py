@@ -1,4 +1,4 @@
-"""``aecnn-deploy calibrate``: fit a bundle to what it is used for."""
+"""``aecnn-deploy calibrate``: fit a bundle to what it is used for, and measure what its halves take."""
 
 from pathlib import Path
 from textwrap import fill
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from aecnn_deploy.cli import calibrate_features
+from aecnn_deploy.cli import calibrate_features, calibrate_latency
 from aecnn_deploy.cli.bundle_argument import BundleArgument, open_named
 from aecnn_deploy.cli.console import print_json, say
 from aecnn_deploy.cli.photographs import head_planes, read_frames
@@ -20,11 +20,12 @@ if TYPE_CHECKING:
 
 EXAMPLE = "Example: aecnn-deploy calibrate coders bundle --images photos/ --out bundle2"
 
-calibrate = typer.Typer(no_args_is_help=True, help="Fit a bundle to what it is used for.")
+calibrate = typer.Typer(no_args_is_help=True, help="Fit a bundle to what it is used for; measure what its halves take.")
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands to ``app``."""
+    calibrate_latency.register(calibrate)
     app.add_typer(calibrate, name="calibrate")
     calibrate_features.register(calibrate)
 
@@ -142,46 +143,6 @@ def ranges(
         differences = ", ".join(f"{other} {steps:.3f}" for other, steps in item.mean_difference.items())
         typer.echo(f"    mean difference of planes in steps: {differences}")
     typer.echo(f"{run / CALIBRATION_FILE} from {len(frames)} photographs")
-
-
-@calibrate.command("device", epilog="Example: aecnn-deploy calibrate device bundle --threads 4")
-def device(
-    bundle: BundleArgument,
-    threads: Annotated[int, typer.Option(min=0, max=1024, help="Threads of a head; 0 takes every core.")] = 0,
-    variant: Annotated[
-        list[str] | None, typer.Option(help="Time this variant only; may be repeated. Default: all.")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
-) -> None:
-    """Time a bundle's heads on this machine; run-device then takes the faster of each variant.
-
-    Run it on the device, with the threads that run-device will get. What it found holds for this bundle, processor
-    and ONNX Runtime.
-    """
-    from aecnn_deploy.runtimes.head_choice import choose_head, time_bundle, write_profile
-
-    opened = open_named(bundle)
-    profile = time_bundle(opened, threads=threads, variants=tuple(variant or ()))
-    path = write_profile(profile)
-    chosen = {name: choose_head(opened, opened.variant(name), threads=threads)[0] for name in profile.heads}
-    if as_json:
-        print_json(
-            {
-                "bundle_id": opened.id,
-                "machine": profile.machine,
-                "onnxruntime": profile.onnxruntime,
-                "threads": threads,
-                "profile": str(path),
-                "variants": [
-                    {"variant": name, "head_ms": times, "head": chosen[name]} for name, times in profile.heads.items()
-                ],
-            }
-        )
-        return
-    for name, times in profile.heads.items():
-        each = ", ".join(f"{precision} {ms:.2f} ms" for precision, ms in times.items())
-        typer.echo(f"{name}: {each}; run-device takes {chosen[name]}")
-    typer.echo(f"on {profile.machine}, ONNX Runtime {profile.onnxruntime}")
 
 
 def _dictionary_bytes(files: "dict[str, FileEntry]", name: str | None) -> int:

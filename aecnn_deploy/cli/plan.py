@@ -230,4 +230,25 @@ def _rules(
     settings: "PlanSettings",
 ) -> list[dict[str, Any]]:
     """What other people's rules would choose: each with ``rule`` and ``why``, and ``predicted_ms`` where it chooses."""
-    return []  # until planning.rules is there: asdict() of each that apply_rules() gives
+    from aecnn_deploy.planning.profile_store import find_profiles
+    from aecnn_deploy.planning.profiles import FeatureProfile
+    from aecnn_deploy.planning.rules import RuleChoice, apply_rules
+
+    kept = find_profiles(bundle, FeatureProfile, folder)
+    features = kept[0][1] if kept else None
+    outcomes = apply_rules(bundle.manifest, device, edge, features, link, deadline_ms=settings.deadline_ms)
+    return [
+        {
+            "rule": item.rule,
+            "description": item.description,
+            "predicted_ms": round(item.predicted_ms, 4),
+            "accuracy": item.accuracy,
+            "sent_bytes": round(item.sent_bytes, 1),
+            "parts_ms": {name: round(ms, 4) for name, ms in item.parts.items()},
+            "energy_mj": item.energy_mj,
+            "why": item.why,
+        }
+        if isinstance(item, RuleChoice)
+        else {"rule": item.rule, "predicted_ms": None, "why": item.why}
+        for item in outcomes
+    ]

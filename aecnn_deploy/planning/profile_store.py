@@ -66,7 +66,25 @@ def write_profile(bundle: Bundle, profile: AnyProfile, folder: Path | None = Non
             continue
         return path
     assert error is not None
-    raise PlanError(f"cannot write a profile to {folders[-1]}: {error.strerror or error}; give a folder by --profiles")
+    raise _unwritable(folders[-1], error)
+
+
+def check_writable(bundle: Bundle, folder: Path | None = None) -> None:
+    """Raises PlanError: ``write_profile`` would not find a place; asked before a measurement that would be lost."""
+    error: OSError | None = None
+    folders = [folder] if folder is not None else [profile_folder(bundle), cache_folder(bundle)]
+    for place in folders:
+        probe = place / f".probe-{os.getpid()}"
+        try:
+            place.mkdir(parents=True, exist_ok=True)
+            probe.write_bytes(b"")
+            probe.unlink()
+        except OSError as exc:
+            error = exc
+            continue
+        return
+    assert error is not None
+    raise _unwritable(folders[-1], error)
 
 
 def read_profile(path: Path) -> AnyProfile:
@@ -138,6 +156,10 @@ def the_profile(bundle: Bundle, kind: type[P], file: Path | None = None, folder:
 def profiles_here(bundle: Bundle, kind: type[P], machine: Machine, folder: Path | None = None) -> list[P]:
     """The kept profiles of ``kind`` that were measured on ``machine``. Raises PlanError: one is damaged."""
     return [profile for _, profile in find_profiles(bundle, kind, folder) if profile.machine == machine]
+
+
+def _unwritable(folder: Path, error: OSError) -> PlanError:
+    return PlanError(f"cannot write a profile to {folder}: {error.strerror or error}; give a folder by --profiles")
 
 
 def _file_name(profile: AnyProfile) -> str:

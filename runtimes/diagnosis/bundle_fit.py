@@ -61,7 +61,7 @@ def check_heads(subject: Subject) -> Iterator[Finding]:
         yield ok("heads", text)
         return
     version = installed_version()
-    threads = profiled_threads(bundle.id, version) if version else []
+    threads = profiled_threads(bundle, version) if version else []
     time_them = f"aecnn-deploy calibrate device {_named(subject)}"
     if threads:
         counts = ", ".join("all" if count == 0 else str(count) for count in threads)
