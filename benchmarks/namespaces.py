@@ -8,9 +8,9 @@ is no delay and no loss beside the rate's.
 
 A token bucket lets through at line speed what its bucket holds, at least one packet: after an idle moment the first
 1,514 bytes of a message would take no time, where a real link of 1 Mbit/s takes 12 ms for them. So the bucket is kept
-empty as a synchronous line is kept busy: a thread sends idle frames, which wait behind everything else (``pfifo_fast``'s last band) and
-which nobody receives. What goes first is then at most one idle frame's worth, about a millisecond's. Above
-``_IDLE_FRAMES_UNTIL_BPS`` a packet takes so little time that there are none.
+empty as a synchronous line is kept busy: a thread sends idle frames, which wait behind everything else (in the last
+band of ``pfifo_fast``) and which nobody receives. What goes first is then at most one idle frame's worth, about a
+millisecond's. Above ``_IDLE_FRAMES_UNTIL_BPS`` a packet takes so little time that there are none.
 """
 
 import ctypes
@@ -78,8 +78,9 @@ class Link:
                 self._tc(side, "qdisc", "del", "dev", _PORT, "root")
                 continue
             verb = "change" if self._shaped else "add"
-            bucket = ["rate", f"{rate_bps:.0f}bit", "burst", str(burst_bytes(rate_bps)), "limit", str(_QUEUE_PACKETS * _PACKET)]
-            self._tc(side, "qdisc", verb, "dev", _PORT, "root", "handle", "1:", "tbf", *bucket)
+            bucket = ["rate", f"{rate_bps:.0f}bit", "burst", str(burst_bytes(rate_bps))]
+            queue = ["limit", str(_QUEUE_PACKETS * _PACKET)]
+            self._tc(side, "qdisc", verb, "dev", _PORT, "root", "handle", "1:", "tbf", *bucket, *queue)
             if not self._shaped:
                 self._tc(side, "qdisc", "add", "dev", _PORT, "parent", "1:1", "handle", "2:", "pfifo_fast")
         self._shaped, self.rate_bps = rate_bps is not None, rate_bps
@@ -162,7 +163,7 @@ def remove_leftovers() -> list[str]:
 
 def enter(name: str) -> None:
     """Move the calling thread, and the threads and processes that it starts, into a namespace. Raises OSError."""
-    with open(f"/run/netns/{name}") as place:
+    with Path("/run/netns", name).open() as place:
         if _libc.setns(place.fileno(), _CLONE_NEWNET) != 0:
             number = ctypes.get_errno()
             raise OSError(number, f"cannot enter the network namespace {name}: {os.strerror(number)}")

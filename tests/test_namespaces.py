@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from benchmarks.namespaces import Link, linked, remove_leftovers, why_not
 from benchmarks.shaper_check import transfers
 
@@ -71,15 +72,21 @@ def test_without_a_rate_it_is_as_fast_as_the_machine(link: Link) -> None:
 
 
 def test_an_exception_leaves_no_namespace_and_no_process() -> None:
-    names: list[str] = []
-    with pytest.raises(ZeroDivisionError), linked() as link:
-        link.shape(1e6)
-        names += link.names.values()
-        assert all(map(exists, names))
-        inside = link.process("device", ["sleep", "1000"])
-        raise ZeroDivisionError
-    assert not any(map(exists, names))
-    assert inside.wait(10) == -signal.SIGKILL
+    seen: list[Link] = []
+    inside: list[subprocess.Popen[str]] = []
+
+    def break_off() -> None:
+        with linked() as link:
+            link.shape(1e6)
+            seen.append(link)
+            assert all(map(exists, link.names.values()))
+            inside.append(link.process("device", ["sleep", "1000"]))
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        break_off()
+    assert not any(map(exists, seen[0].names.values()))
+    assert inside[0].wait(10) == -signal.SIGKILL
 
 
 def test_what_a_killed_run_left_is_removed_by_the_next_one() -> None:
