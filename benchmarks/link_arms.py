@@ -8,6 +8,8 @@ here. One image after the other, one thread for each model; a time is from openi
 import http.client
 import io
 import json
+import socket
+import struct
 import time
 from collections import Counter
 from contextlib import ExitStack
@@ -162,7 +164,13 @@ class ImageClient:
         self.close()
 
     def close(self) -> None:
-        """Break off what is under way; the next image connects again."""
+        """The next image connects again."""
+        self._connection.close()
+
+    def abort(self) -> None:
+        """Break off what is under way, with what was not sent yet; the next image connects again."""
+        if self._connection.sock is not None:
+            self._connection.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self._connection.close()
 
     def classify(self, content: bytes, timeout_s: float | None = None) -> int:

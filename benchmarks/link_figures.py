@@ -19,7 +19,13 @@ def draw_fig5(rows: Sequence[dict[str, Any]], out: Path) -> None:
         if row["rate_bps"] is not None:
             by_arm[row["arm"]].append(row)
     colours: dict[str, str] = {}
+    for panel in axes:  # what is compared with everything
+        here = by_arm.get("local", [])
+        rates = [row["rate_bps"] / 1e6 for row in here]
+        panel.plot(rates, [row["p50_ms"] for row in here], ":s", ms=4, lw=1, color="black", label="local")
     for arm, found in by_arm.items():
+        if arm == "local":
+            continue
         panel = axes[0] if found[0]["variant"] else axes[1]
         colour = colours.setdefault(found[0]["variant"] or arm, _COLOURS[len(colours) % len(_COLOURS)])
         raw = found[0]["coder"] == "raw"
@@ -42,6 +48,39 @@ def draw_fig5(rows: Sequence[dict[str, Any]], out: Path) -> None:
         panel.grid(alpha=0.3)
         panel.legend(fontsize=8)
     axes[0].set_ylabel(f"completion time, ms\npoints: p50 to p99, lines: {said}")
+    _save(figure, out)
+
+
+def draw_drive(document: dict[str, Any], out: Path) -> None:
+    """The trace above; below it a line of marks for each arm: every frame by what was chosen, pale where not in time."""
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+
+    frames: dict[str, list[tuple[str | None, bool, float | None]]] = document["frames_by_arm"]
+    arms = list(frames)
+    figure = Figure(figsize=(11, 2.6 + 0.42 * len(arms)), layout="constrained")
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=[1.2, 0.35 * len(arms)])
+    edges_s, rates = [0.0], []
+    for each in document["trace"]:
+        edges_s.append(edges_s[-1] + each["seconds"])
+        rates.append(each["rate_bps"] / 1e6)
+    above.stairs(rates, edges_s, color="black", baseline=None)
+    above.set(yscale="log", ylabel="Mbit/s", ylim=(min(rates) / 1.5, max(rates) * 1.5))
+    above.set_yticks(sorted(set(rates)), [f"{rate:g}" for rate in sorted(set(rates))])
+    above.minorticks_off()
+    above.grid(alpha=0.3)
+    colours: dict[str, str] = {}
+    for line, arm in enumerate(arms):
+        for number, (variant, in_time, _) in enumerate(frames[arm]):
+            chosen = variant or arm
+            colour = colours.setdefault(chosen, _COLOURS[len(colours) % len(_COLOURS)])
+            second, high = number / document["pace_hz"], 0.8 if in_time else 0.25
+            below.vlines(second, line - high / 2, line + high / 2, color=colour, lw=1.4, alpha=1 if in_time else 0.35)
+    scores = {row["arm"]: row["score"] for row in document["rows"]}
+    below.set_yticks(range(len(arms)), [f"{arm}  {scores[arm]:.3f}" for arm in arms])
+    below.set(xlabel="seconds; tall: in time, low and pale: not", ylim=(len(arms) - 0.4, -0.6))
+    marks = [Line2D([], [], color=colour, lw=3, label=name) for name, colour in colours.items()]
+    below.legend(handles=marks, fontsize=8, ncols=len(marks), loc="upper center", bbox_to_anchor=(0.4, -0.22))
     _save(figure, out)
 
 
