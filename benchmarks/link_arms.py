@@ -8,6 +8,7 @@ here. One image after the other, one thread for each model; a time is from openi
 import http.client
 import io
 import json
+import re
 import socket
 import struct
 import time
@@ -75,8 +76,9 @@ class Order(msgspec.Struct, frozen=True):
 
 
 def short_name(variant: str) -> str:
-    """A variant's name without its backbone and bits: "l9-strided-z16"."""
-    return variant.partition("-")[2].replace("-u4", "").replace("-u8", "")
+    """A variant's name without its backbone and bits: "l9-strided-z16". Names of others stay as they are."""
+    found = re.fullmatch(r"[^-, ]+-(l[0-9]+-[^, ]+)", variant)
+    return re.sub(r"-u[0-9]\b", "", found[1]) if found else variant
 
 
 def link_bytes(arm: Arm, sent_bytes: float) -> float:

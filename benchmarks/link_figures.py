@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.link_arms import short_name
+
 _COLOURS = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#8c564b", "#17becf")
 
 
@@ -52,7 +54,7 @@ def draw_fig5(rows: Sequence[dict[str, Any]], out: Path) -> None:
 
 
 def draw_drive(document: dict[str, Any], out: Path) -> None:
-    """The trace above; below it a line of marks for each arm: every frame by what was chosen, pale where not in time."""
+    """The trace, and for each arm a mark for every frame: by what was chosen, pale where it was not in time."""
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
@@ -77,10 +79,10 @@ def draw_drive(document: dict[str, Any], out: Path) -> None:
             second, high = number / document["pace_hz"], 0.8 if in_time else 0.25
             below.vlines(second, line - high / 2, line + high / 2, color=colour, lw=1.4, alpha=1 if in_time else 0.35)
     scores = {row["arm"]: row["score"] for row in document["rows"]}
-    below.set_yticks(range(len(arms)), [f"{arm}  {scores[arm]:.3f}" for arm in arms])
+    below.set_yticks(range(len(arms)), [f"{short_name(arm)}  {scores[arm]:.3f}" for arm in arms])
     below.set(xlabel="seconds; tall: in time, low and pale: not", ylim=(len(arms) - 0.4, -0.6))
-    marks = [Line2D([], [], color=colour, lw=3, label=name) for name, colour in colours.items()]
-    below.legend(handles=marks, fontsize=8, ncols=len(marks), loc="upper center", bbox_to_anchor=(0.4, -0.22))
+    marks = [Line2D([], [], color=colour, lw=3, label=short_name(name)) for name, colour in colours.items()]
+    below.legend(handles=marks, fontsize=8, ncols=len(marks), loc="upper center", bbox_to_anchor=(0.45, -0.2))
     _save(figure, out)
 
 
