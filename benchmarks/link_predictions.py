@@ -31,11 +31,11 @@ def calibrate(link: Link, bundle: str, edge_url: str, photographs: Path, profile
 
     The edge runs; the link is shaped to the rate at which ``fixed`` is to be measured.
     """
-    kept = ["--profiles", str(profiles)]
+    kept, images = ["--profiles", str(profiles)], ["--images", str(photographs)]
     halves: list[tuple[Side, list[str]]] = [
-        ("device", ["device", bundle, "--threads", "1", "--images", str(photographs), *kept]),
-        ("edge", ["edge", bundle, "--threads", "1", "--images", str(photographs), *kept]),
-        ("device", ["link", bundle, "--edge", edge_url, *kept]),
+        ("device", ["device", bundle, "--threads", "1", "--no-layers", *images, *kept]),
+        ("edge", ["edge", bundle, "--threads", "1", "--no-build", "--no-layers", *images, *kept]),
+        ("device", ["link", bundle, "--edge", edge_url, "--threads", "1", *kept]),
     ]
     for side, arguments in halves:
         process = link.process(
