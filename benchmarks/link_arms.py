@@ -175,6 +175,19 @@ class ImageClient:
             self._connection.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self._connection.close()
 
+    def open(self) -> None:
+        """Connect, or again where the edge has closed what was idle. Raises OSError, HTTPException."""
+        try:
+            self._ask_health()
+        except (OSError, http.client.HTTPException):
+            self._connection.close()
+            self._ask_health()
+
+    def _ask_health(self) -> None:
+        self._connection.request("GET", "/healthz")
+        with self._connection.getresponse() as response:
+            response.read()
+
     def classify(self, content: bytes, timeout_s: float | None = None) -> int:
         """The class of an image file. Raises OSError, HTTPException; ValueError: the edge answers no class."""
         if timeout_s is not None:
@@ -197,6 +210,8 @@ def device_process(connection: Connection, namespace: str, bundle: str, edge_url
         connection.send("ready")
         while True:
             order: Order = connection.recv()
+            if order.arm.image_coding is not None:
+                device.images.open()
             connection.send([device.classify(order.arm, each) for each in order.photographs])
 
 
@@ -211,7 +226,7 @@ class _AllArms:
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
-        self._images = self._stack.enter_context(ImageClient(self._url))
+        self.images = self._stack.enter_context(ImageClient(self._url))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -240,7 +255,7 @@ class _AllArms:
     def _full(self, coding: str, number: int) -> Sample:
         began_s = time.perf_counter()
         content = image_bytes(self._photographs[number], coding, self._bundle.manifest.input)
-        index = self._images.classify(content)
+        index = self.images.classify(content)
         return Sample(number, (time.perf_counter() - began_s) * 1e3, len(content), index)
 
     def _here(self, number: int) -> Sample:
