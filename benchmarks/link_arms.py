@@ -33,7 +33,7 @@ from aecnn_deploy.runtimes.frames import Frame, read_frame
 from aecnn_deploy.runtimes.local_model import LocalModel
 from aecnn_deploy.runtimes.onnxruntime_runner import OnnxRuntimeRunner
 from aecnn_deploy.runtimes.sources import SourceImage
-from benchmarks.namespaces import enter
+from benchmarks.namespaces import PORT, enter
 from benchmarks.traffic import named_bundle
 
 FILE = "file"  # the photograph as it is
@@ -43,6 +43,7 @@ LOCAL = "local"
 
 _TIE = 1e-4  # of the largest logit, as in ``benchmarks.traffic``
 _TIMEOUT_S = 60.0
+_ACKNOWLEDGEMENT_BYTES = 66  # Ethernet, IPv4, TCP and its timestamps
 
 
 class Arm(msgspec.Struct, frozen=True):
@@ -66,6 +67,13 @@ class Sample(msgspec.Struct, frozen=True):
     ms: float
     sent_bytes: int
     index: int
+
+
+class Done(msgspec.Struct, frozen=True):
+    """An order's samples, and the bytes of one answer on the downlink, headers included; of an unshaped link only."""
+
+    samples: list[Sample]
+    answer_bytes: float
 
 
 class Order(msgspec.Struct, frozen=True):
@@ -203,7 +211,7 @@ class ImageClient:
 
 
 def device_process(connection: Connection, namespace: str, bundle: str, edge_url: str, photographs: list[Path]) -> None:
-    """A process within ``namespace``: for each ``Order`` a list of ``Sample``."""
+    """A process within ``namespace``: for each ``Order`` a ``Done``."""
     enter(namespace)
     device = _AllArms(named_bundle(bundle), edge_url, photographs)
     with device:
@@ -212,7 +220,22 @@ def device_process(connection: Connection, namespace: str, bundle: str, edge_url
             order: Order = connection.recv()
             if order.arm.image_coding is not None:
                 device.images.open()
-            connection.send([device.classify(order.arm, each) for each in order.photographs])
+            before = _received()
+            samples = [device.classify(order.arm, each) for each in order.photographs]
+            got_bytes, packets = (now - then for now, then in zip(_received(), before, strict=True))
+            # Of an image's packets one is the answer; the others acknowledge.
+            acknowledging = max(0, packets - len(samples)) * _ACKNOWLEDGEMENT_BYTES
+            connection.send(Done(samples, max(0, got_bytes - acknowledging) / len(samples)))
+
+
+def _received() -> tuple[int, int]:
+    """Bytes and packets that have come over the link to this thread's namespace."""
+    for line in Path("/proc/thread-self/net/dev").read_text().splitlines():
+        name, _, counts = line.partition(":")
+        if name.strip() == PORT:
+            fields = counts.split()
+            return int(fields[0]), int(fields[1])
+    return 0, 0
 
 
 class _AllArms:

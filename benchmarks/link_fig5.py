@@ -10,8 +10,8 @@ take turns in rounds, the link without a rate among them, so that the machine's 
 class is compared with the models run directly.
 
 * ``expected_ms`` of a cell: for each of its images what the same arm took for the same photograph without a shaper
-  (median over the rounds) + its bytes on the uplink, headers included, × 8 ÷ rate; of these the median. Bound:
-  |p50 − expected| is at most 10 % of expected + 2 ms.
+  (median over the rounds) + (its bytes on the uplink + those of the answer on the downlink, headers included) × 8 ÷
+  rate; of these the median. Bound: |p50 − expected| is at most 10 % of expected + 2 ms.
 * ``predicted_ms``: what the planner says, from profiles measured in the same run (``benchmarks.link_predictions``).
   Bound: the mean of |predicted − p50| ÷ p50 over all arms and rates is at most 10 %.
 
@@ -33,7 +33,7 @@ import numpy as np
 from PIL import Image
 
 from aecnn_deploy.bundle.reader import Bundle
-from benchmarks.link_arms import Arm, Order, Sample, alike, all_arms, device_process, link_bytes, right_classes
+from benchmarks.link_arms import Arm, Done, Order, Sample, alike, all_arms, device_process, link_bytes, right_classes
 from benchmarks.link_edge import serving_at
 from benchmarks.link_figures import draw_fig5
 from benchmarks.machine import describe_machine, write_result
@@ -52,6 +52,7 @@ SPLIT = _FOLDER / "results" / "caltech101-lite0" / "h100" / "data.json"
 FIGURE = _FOLDER.parent / "docs" / "figures" / "link_fig5.svg"
 
 Cell = tuple[Arm, float | None]  # an arm at a rate; None: without a shaper
+Measured = tuple[dict[Cell, list[Sample]], dict[Arm, float]]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -72,9 +73,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             names = (link.names["device"], str(bundle.path), url, photographs)
             with working(device_process, *names) as device:
                 device.receive()
-                cells = _measure(link, device, arms, options)
+                cells, answers = _measure(link, device, arms, options)
     _check(bundle, arms, photographs, cells)
-    rows = _rows(cells, predicted)
+    rows = _rows(cells, answers, predicted)
     document = _document(options, bundle, photographs, shaper, rows)
     write_result(options.out, document)
     print(table(rows))
@@ -122,9 +123,10 @@ def _predictions(
         return predictions(bundle, profiles, arms, options.rates, size)
 
 
-def _measure(link: Link, device: Worker, arms: list[Arm], options: argparse.Namespace) -> dict[Cell, list[Sample]]:
-    """All cells' samples, in rounds."""
+def _measure(link: Link, device: Worker, arms: list[Arm], options: argparse.Namespace) -> Measured:
+    """All cells' samples, in rounds, and the mean bytes of each arm's answers."""
     cells: dict[Cell, list[Sample]] = defaultdict(list)
+    answers: dict[Arm, list[float]] = defaultdict(list)
     link.shape(None)
     for arm in arms:
         device.ask(Order(arm, [each % options.photographs for each in range(WARM_UP_IMAGES)]), _ANSWER_S)
@@ -138,10 +140,13 @@ def _measure(link: Link, device: Worker, arms: list[Arm], options: argparse.Name
                     count = min(count, max(1, int(options.cell_s / each_s)))
                 first = turn * options.images
                 numbers = [(first + each) % options.photographs for each in range(count)]
-                cells[arm, rate_bps] += device.ask(Order(arm, numbers), _ANSWER_S)
+                done: Done = device.ask(Order(arm, numbers), _ANSWER_S)
+                cells[arm, rate_bps] += done.samples
+                if rate_bps is None:
+                    answers[arm].append(done.answer_bytes)
         print(f"round {turn + 1} of {options.rounds}", file=sys.stderr, flush=True)
     link.shape(None)
-    return cells
+    return cells, {arm: median(each) for arm, each in answers.items()}
 
 
 def _expected_s(alone: list[Sample], arm: Arm, rate_bps: float) -> float:
@@ -158,7 +163,10 @@ def _check(bundle: Bundle, arms: list[Arm], photographs: list[Path], cells: dict
                 raise SystemExit(f"{arm.name} at {rate_bps} bit/s: {path} is {each.index}, not {right[arm]}")
 
 
-def _rows(cells: dict[Cell, list[Sample]], predicted: dict[tuple[Arm, float], float] | None) -> list[dict[str, Any]]:
+def _rows(
+    cells: dict[Cell, list[Sample]], answers: dict[Arm, float], predicted: dict[tuple[Arm, float], float] | None
+) -> list[dict[str, Any]]:
+    """A row of the document for each cell."""
     rows = []
     for (arm, rate_bps), samples in cells.items():
         p50, p99 = np.percentile([each.ms for each in samples], (50, 99))
@@ -171,11 +179,12 @@ def _rows(cells: dict[Cell, list[Sample]], predicted: dict[tuple[Arm, float], fl
             "images": len(samples),
             "sent_bytes_mean": round(float(np.mean([each.sent_bytes for each in samples])), 1),
             "link_bytes_mean": round(float(np.mean([link_bytes(arm, each.sent_bytes) for each in samples])), 1),
+            "answer_link_bytes": round(answers[arm], 1),
             "p50_ms": round(float(p50), 3),
             "p99_ms": round(float(p99), 3),
         }
         if rate_bps is not None:
-            expected = _expected_ms(cells[arm, None], arm, rate_bps, samples)
+            expected = _expected_ms(cells[arm, None], arm, answers[arm], rate_bps, samples)
             row["expected_ms"] = round(expected, 3)
             row["off_ms"] = round(float(p50) - expected, 3)
             row["met"] = bool(abs(p50 - expected) <= SHARE * expected + MARGIN_MS)
@@ -186,13 +195,14 @@ def _rows(cells: dict[Cell, list[Sample]], predicted: dict[tuple[Arm, float], fl
     return rows
 
 
-def _expected_ms(alone: list[Sample], arm: Arm, rate_bps: float, samples: list[Sample]) -> float:
+def _expected_ms(alone: list[Sample], arm: Arm, answer_bytes: float, rate_bps: float, samples: list[Sample]) -> float:
     """The median over ``samples`` of what each photograph took alone + bytes ÷ rate."""
     took_ms: dict[int, list[float]] = defaultdict(list)
     for each in alone:
         took_ms[each.photograph].append(each.ms)
     return median(
-        median(took_ms[each.photograph]) + link_bytes(arm, each.sent_bytes) * 8e3 / rate_bps for each in samples
+        median(took_ms[each.photograph]) + (link_bytes(arm, each.sent_bytes) + answer_bytes) * 8e3 / rate_bps
+        for each in samples
     )
 
 

@@ -32,7 +32,7 @@ SIDES: tuple[Side, Side] = ("device", "edge")
 ADDRESSES: dict[Side, str] = {"device": "10.171.0.1", "edge": "10.171.0.2"}  # within the namespaces, so free always
 
 MTU = 1500
-_PORT = "port0"  # what each namespace calls its end of the link
+PORT = "port0"  # what each namespace calls its end of the link
 _PACKET = MTU + 14  # and its Ethernet header: the least that a bucket must hold
 _BURST_S = 1e-3  # of the rate, in the bucket: a timer that is late by less loses nothing
 _QUEUE_PACKETS = 4000  # that wait for the link; nothing that is measured here fills it, so nothing is lost
@@ -75,14 +75,14 @@ class Link:
             self._end_idling()
         for side in SIDES:
             if rate_bps is None:
-                self._tc(side, "qdisc", "del", "dev", _PORT, "root")
+                self._tc(side, "qdisc", "del", "dev", PORT, "root")
                 continue
             verb = "change" if self._shaped else "add"
             bucket = ["rate", f"{rate_bps:.0f}bit", "burst", str(burst_bytes(rate_bps))]
             queue = ["limit", str(_QUEUE_PACKETS * _PACKET)]
-            self._tc(side, "qdisc", verb, "dev", _PORT, "root", "handle", "1:", "tbf", *bucket, *queue)
+            self._tc(side, "qdisc", verb, "dev", PORT, "root", "handle", "1:", "tbf", *bucket, *queue)
             if not self._shaped:
-                self._tc(side, "qdisc", "add", "dev", _PORT, "parent", "1:1", "handle", "2:", "pfifo_fast")
+                self._tc(side, "qdisc", "add", "dev", PORT, "parent", "1:1", "handle", "2:", "pfifo_fast")
         self._shaped, self.rate_bps = rate_bps is not None, rate_bps
         if frame_bytes and not self._idling:
             self._idling = [_IdleFrames(self.names[side]) for side in SIDES]
@@ -124,14 +124,14 @@ def linked() -> Iterator[Link]:
         for side in SIDES:
             _run("ip", "netns", "add", link.names[side])
         device, edge = (link.names[side] for side in SIDES)
-        _run("ip", "-n", device, "link", "add", _PORT, "type", "veth", "peer", "name", _PORT, "netns", edge)
+        _run("ip", "-n", device, "link", "add", PORT, "type", "veth", "peer", "name", PORT, "netns", edge)
         for side in SIDES:
             inside = ["ip", "-n", link.names[side]]
-            _run(*inside, "address", "add", f"{ADDRESSES[side]}/30", "dev", _PORT)
+            _run(*inside, "address", "add", f"{ADDRESSES[side]}/30", "dev", PORT)
             _run(*inside, "link", "set", "lo", "up")
             # One packet at a time, as the wire has them: tbf would cut larger ones up, but only where it shapes.
             wire = ["mtu", str(MTU), "txqueuelen", str(_QUEUE_PACKETS), "gso_max_segs", "1"]
-            _run(*inside, "link", "set", _PORT, *wire, "up")
+            _run(*inside, "link", "set", PORT, *wire, "up")
             _run("ip", "netns", "exec", link.names[side], "sysctl", "-q", "-w", *_tcp_settings())
         yield link
 
@@ -201,7 +201,7 @@ class _IdleFrames:
             line.setsockopt(socket.SOL_SOCKET, socket.SO_PRIORITY, _IDLE_PRIORITY)
             line.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _IDLE_FRAMES_WAITING * 1024)
             line.settimeout(0.2)
-            line.bind((_PORT, 0))
+            line.bind((PORT, 0))
             head = b"\x02" * 12 + _IDLE_ETHERTYPE.to_bytes(2, "big")  # to and from nobody
             while not self._ended.is_set():
                 with suppress(TimeoutError):
@@ -222,7 +222,7 @@ def _remove(name: str) -> None:
             with suppress(ProcessLookupError):
                 os.kill(int(pid), signal.SIGKILL)
     with suppress(NamespaceError):  # its end of the pair goes at once, and the pair with it
-        _run("ip", "-n", name, "link", "del", _PORT)
+        _run("ip", "-n", name, "link", "del", PORT)
     with suppress(NamespaceError):
         _run("ip", "netns", "del", name)
 
