@@ -77,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     drivers = [LIVE, *fixed, FULL] if not options.no_live else [*fixed, FULL]
     drives: dict[str, list[Outcome]] = {}
     with (
-        linked() as link,
+        linked(downlink=options.downlink) as link,
         serving_at(link, str(bundle.path)) as url,
         working(drive_process, link.names["device"], str(bundle.path), url) as device,
     ):
@@ -102,6 +102,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--deadline-ms", type=float, default=75.0, help="of each frame, from when it is due")
     parser.add_argument("--scale", type=float, default=1.0, help="of the trace's times; 0.2 for a trial")
     parser.add_argument("--no-live", action="store_true", help="without the live choice")
+    parser.add_argument("--downlink", type=float, default=1.0, help="its rate, as a multiple of the uplink's")
     parser.add_argument("--out", type=Path, default=RESULTS, help="where to write the JSON")
     parser.add_argument("--figure", type=Path, default=FIGURE, help="where to draw")
     return parser.parse_args(arguments)
@@ -126,7 +127,7 @@ def _driven(link: Link, device: Worker, drive: Drive, trace: list[tuple[float, f
     ready = device.receive(_ANSWER_S)
     assert ready == READY
     link.shape(trace[0][1])
-    moment_s = time.perf_counter() + WARM_UP_S + _LEAD_S
+    moment_s = time.perf_counter() + drive.warm_up / drive.pace_hz + _LEAD_S
     device.send(moment_s)
     for seconds, rate_bps in trace:
         sleep_until(moment_s)
@@ -178,6 +179,7 @@ def _document(
     return {
         "benchmark": "link_drive",
         "command": ".venv/bin/python -m benchmarks.link_drive --data $AECNN_DATA/caltech101",
+        "downlink": options.downlink,
         "bundle_id": manifest.bundle_id,
         "trace": [{"seconds": seconds, "rate_bps": rate_bps} for seconds, rate_bps in trace],
         "pace_hz": options.pace_hz,

@@ -66,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     bundle = named_bundle(options.bundle)
     photographs = alike(labelled_test_photographs(options.data), options.photographs)
     arms = all_arms(bundle, photographs)
-    with linked() as link:
+    with linked(downlink=options.downlink) as link:
         shaper = check_shaper(link, options.rates)
         with serving_at(link, str(bundle.path)) as url:
             predicted = None if options.no_predictions else _predictions(link, bundle, url, photographs, arms, options)
@@ -75,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 device.receive()
                 cells, answers = _measure(link, device, arms, options)
     _check(bundle, arms, photographs, cells)
-    rows = _rows(cells, answers, predicted)
+    rows = _rows(cells, answers, predicted, options.downlink)
     document = _document(options, bundle, photographs, shaper, rows)
     write_result(options.out, document)
     print(table(rows))
@@ -94,6 +94,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--cell-s", type=float, default=8.0, help="about the longest time for the images of a round")
     parser.add_argument("--rates", type=float, nargs="+", default=RATES_BPS, help="bits a second")
     parser.add_argument("--no-predictions", action="store_true", help="without the planner's profiles")
+    parser.add_argument("--downlink", type=float, default=1.0, help="its rate, as a multiple of the uplink's")
     parser.add_argument("--out", type=Path, default=RESULTS, help="where to write the JSON")
     parser.add_argument("--figure", type=Path, default=FIGURE, help="where to draw")
     return parser.parse_args(arguments)
@@ -164,7 +165,10 @@ def _check(bundle: Bundle, arms: list[Arm], photographs: list[Path], cells: dict
 
 
 def _rows(
-    cells: dict[Cell, list[Sample]], answers: dict[Arm, float], predicted: dict[tuple[Arm, float], float] | None
+    cells: dict[Cell, list[Sample]],
+    answers: dict[Arm, float],
+    predicted: dict[tuple[Arm, float], float] | None,
+    downlink: float,
 ) -> list[dict[str, Any]]:
     """A row of the document for each cell."""
     rows = []
@@ -184,7 +188,7 @@ def _rows(
             "p99_ms": round(float(p99), 3),
         }
         if rate_bps is not None:
-            expected = _expected_ms(cells[arm, None], arm, answers[arm], rate_bps, samples)
+            expected = _expected_ms(cells[arm, None], arm, answers[arm] / downlink, rate_bps, samples)
             row["expected_ms"] = round(expected, 3)
             row["off_ms"] = round(float(p50) - expected, 3)
             row["met"] = bool(abs(p50 - expected) <= SHARE * expected + MARGIN_MS)
@@ -196,7 +200,10 @@ def _rows(
 
 
 def _expected_ms(alone: list[Sample], arm: Arm, answer_bytes: float, rate_bps: float, samples: list[Sample]) -> float:
-    """The median over ``samples`` of what each photograph took alone + bytes ÷ rate."""
+    """The median over ``samples`` of what each photograph took alone + bytes ÷ rate.
+
+    ``answer_bytes``: as many as would take as long on the uplink.
+    """
     took_ms: dict[int, list[float]] = defaultdict(list)
     for each in alone:
         took_ms[each.photograph].append(each.ms)
@@ -223,6 +230,7 @@ def _document(
     return {
         "benchmark": "link_fig5",
         "command": ".venv/bin/python -m benchmarks.link_fig5 --data $AECNN_DATA/caltech101",
+        "downlink": options.downlink,
         "bundle_id": bundle.id,
         "photographs": [str(Path(*each.parts[-2:])) for each in photographs],
         "rounds": options.rounds,

@@ -55,39 +55,48 @@ class NamespaceError(RuntimeError):
 
 
 class Link:
-    """Two namespaces that ``linked`` made, and the link between them."""
+    """Two namespaces that ``linked`` made, and the link between them.
 
-    def __init__(self, name: str) -> None:
+    ``downlink``: the rate from the edge to the device, as a multiple of the other direction's.
+    """
+
+    def __init__(self, name: str, downlink: float = 1.0) -> None:
         self.names: dict[Side, str] = {side: f"{name}-{side}" for side in SIDES}
-        self.rate_bps: float | None = None
+        self.rate_bps: float | None = None  # of the uplink
+        self._downlink = downlink
         self._shaped = False
-        self._idling: list[_IdleFrames] = []
+        self._idling: dict[Side, _IdleFrames] = {}
 
     def shape(self, rate_bps: float | None) -> None:
-        """Give both directions this rate, bits a second with Ethernet headers; None: as fast as the machine is.
+        """Give the link this rate, bits a second with Ethernet headers; None: as fast as the machine is.
 
         What waits for the link keeps its place. Raises NamespaceError.
         """
         if rate_bps == self.rate_bps:
             return
-        frame_bytes = 0 if rate_bps is None else idle_frame_bytes(rate_bps)
-        if not frame_bytes:
+        if rate_bps is None:
             self._end_idling()
-        for side in SIDES:
-            if rate_bps is None:
+            for side in SIDES:
                 self._tc(side, "qdisc", "del", "dev", PORT, "root")
-                continue
-            verb = "change" if self._shaped else "add"
-            bucket = ["rate", f"{rate_bps:.0f}bit", "burst", str(burst_bytes(rate_bps))]
-            queue = ["limit", str(_QUEUE_PACKETS * _PACKET)]
-            self._tc(side, "qdisc", verb, "dev", PORT, "root", "handle", "1:", "tbf", *bucket, *queue)
-            if not self._shaped:
-                self._tc(side, "qdisc", "add", "dev", PORT, "parent", "1:1", "handle", "2:", "pfifo_fast")
+        else:
+            for side, side_bps in (("device", rate_bps), ("edge", rate_bps * self._downlink)):
+                self._shape_side(side, side_bps)
         self._shaped, self.rate_bps = rate_bps is not None, rate_bps
-        if frame_bytes and not self._idling:
-            self._idling = [_IdleFrames(self.names[side]) for side in SIDES]
-        for idling in self._idling:
-            idling.frame_bytes = frame_bytes
+
+    def _shape_side(self, side: Side, rate_bps: float) -> None:
+        frame_bytes = idle_frame_bytes(rate_bps)
+        if not frame_bytes and side in self._idling:
+            self._idling.pop(side).end()
+        verb = "change" if self._shaped else "add"
+        bucket = ["rate", f"{rate_bps:.0f}bit", "burst", str(burst_bytes(rate_bps))]
+        queue = ["limit", str(_QUEUE_PACKETS * _PACKET)]
+        self._tc(side, "qdisc", verb, "dev", PORT, "root", "handle", "1:", "tbf", *bucket, *queue)
+        if not self._shaped:
+            self._tc(side, "qdisc", "add", "dev", PORT, "parent", "1:1", "handle", "2:", "pfifo_fast")
+        if frame_bytes and side not in self._idling:
+            self._idling[side] = _IdleFrames(self.names[side], frame_bytes)
+        elif frame_bytes:
+            self._idling[side].frame_bytes = frame_bytes
 
     def process(self, side: Side, argv: Sequence[str], **options: Any) -> "subprocess.Popen[str]":
         """``argv`` as a process within a namespace, which ends with this one. ``options`` are subprocess.Popen's."""
@@ -102,23 +111,24 @@ class Link:
             _remove(name)
 
     def _end_idling(self) -> None:
-        for idling in self._idling:
+        for idling in self._idling.values():
             idling.end()
-        self._idling = []
+        self._idling = {}
 
     def _tc(self, side: Side, *arguments: str) -> None:
         _run("tc", "-n", self.names[side], *arguments)
 
 
 @contextmanager
-def linked() -> Iterator[Link]:
+def linked(*, downlink: float = 1.0) -> Iterator[Link]:
     """A pair of namespaces, not shaped yet; taken down at the end. Leftovers of killed runs are removed before.
 
+    ``downlink``: as in ``Link``.
     Raises NamespaceError: they cannot be had here.
     """
     remove_leftovers()
     name = f"aecnn-{os.getpid()}-{next(_numbers)}"
-    link = Link(name)
+    link = Link(name, downlink)
     with ExitStack() as stack:
         stack.callback(link.close)
         for side in SIDES:
@@ -184,8 +194,8 @@ def idle_frame_bytes(rate_bps: float) -> int:
 class _IdleFrames:
     """A thread that keeps frames waiting in the last band of one side's queue."""
 
-    def __init__(self, namespace: str) -> None:
-        self.frame_bytes = 0
+    def __init__(self, namespace: str, frame_bytes: int) -> None:
+        self.frame_bytes = frame_bytes
         self._namespace, self._ended = namespace, threading.Event()
         self._thread = threading.Thread(target=self._send, name=f"idle frames of {namespace}", daemon=True)
         self._thread.start()
@@ -205,7 +215,7 @@ class _IdleFrames:
             head = b"\x02" * 12 + _IDLE_ETHERTYPE.to_bytes(2, "big")  # to and from nobody
             while not self._ended.is_set():
                 with suppress(TimeoutError):
-                    line.send(head.ljust(self.frame_bytes or 60, b"\0"))
+                    line.send(head.ljust(self.frame_bytes, b"\0"))
 
 
 def _tcp_settings() -> list[str]:
