@@ -225,7 +225,8 @@ def device_process(connection: Connection, namespace: str, bundle: str, edge_url
             got_bytes, packets = (now - then for now, then in zip(_received(), before, strict=True))
             # Of an image's packets one is the answer; the others acknowledge.
             acknowledging = max(0, packets - len(samples)) * _ACKNOWLEDGEMENT_BYTES
-            connection.send(Done(samples, max(0, got_bytes - acknowledging) / len(samples)))
+            answered_bytes = 0 if order.arm == Arm() else max(0, got_bytes - acknowledging)
+            connection.send(Done(samples, answered_bytes / len(samples)))
 
 
 def _received() -> tuple[int, int]:

@@ -119,14 +119,14 @@ class TestOverALink:
             with working(device_process, *names) as device:
                 device.receive()
                 for arm in arms:
-                    for rate_bps in (None, 1e6):
+                    for rate_bps in (1e6, None):
                         link.shape(rate_bps)
                         done = device.ask(Order(arm, [0, 1]))
                         for each in done.samples:
                             assert each.index in right[arm][each.photograph]
                             if rate_bps is not None:
                                 assert each.ms > 0.9 * link_bytes(arm, each.sent_bytes) * 8e3 / rate_bps
-                    assert (done.answer_bytes > 0) == (arm != Arm())
+                    assert 60 < done.answer_bytes < 2000 if arm != Arm() else done.answer_bytes == 0
 
     def test_a_drive_has_an_outcome_for_every_frame(self, bundle: Bundle, photographs: list[Path]) -> None:
         trace = [(0.3, 20e6), (0.3, 0.2e6), (0.3, 20e6)]
