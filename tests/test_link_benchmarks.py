@@ -1,6 +1,8 @@
 """The benchmarks over shaped links: what they make of samples, and a small one from end to end."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -160,3 +162,15 @@ def test_a_document_of_a_drive_is_drawn(bundle: Bundle, tmp_path: Path) -> None:
     }
     draw_drive(document, tmp_path / "drive.svg")
     assert "live" in (tmp_path / "drive.svg").read_text()
+
+
+def test_both_are_skipped_with_the_reason_where_one_is_not_root() -> None:
+    script = (
+        "import os; from benchmarks import link_drive, link_fig5; os.geteuid() or os.setuid(65534); "
+        "print(link_fig5.main([]), link_drive.main([]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1]
+    )
+    reason = "skipped: network namespaces and tc need root"
+    assert done.stdout.splitlines() == [f"link_fig5 {reason}", f"link_drive {reason}", "0 0"]
