@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from benchmarks.link_drive import FULL, LIVE
 from benchmarks.link_drivers import READY, Drive, Driver, Outcome, drive_process
 from benchmarks.link_edge import serving_at
 from benchmarks.link_figures import draw_drive, draw_fig5
-from benchmarks.namespaces import linked, why_not
+from benchmarks.namespaces import Link, linked, why_not
 from benchmarks.processes import working
 from tests.bundles import VARIANTS, make_bundle, make_photos
 
@@ -46,9 +47,12 @@ def photographs(bundle: Bundle) -> list[Path]:
 
 
 @pytest.fixture(scope="module")
-def namespaces() -> None:
+def road(bundle: Bundle) -> Iterator[tuple[Link, str]]:
+    """A link, and an edge's URL at its end."""
     if reason := why_not():
         pytest.skip(reason)
+    with linked() as link, serving_at(link, str(bundle.path)) as url:
+        yield link, url
 
 
 def samples(ms: float, sent_bytes: int = 1000) -> list[Sample]:
@@ -109,35 +113,32 @@ class TestDrive:
 
 
 @pytest.mark.netns
-@pytest.mark.usefixtures("namespaces")
 class TestOverALink:
     def test_the_arms_answer_what_the_models_say_and_take_as_long_as_their_bytes(
-        self, bundle: Bundle, photographs: list[Path]
+        self, road: tuple[Link, str], bundle: Bundle, photographs: list[Path]
     ) -> None:
+        link, url = road
         arms = [SPLIT, Arm(image_coding=RAW), Arm()]
         right = right_classes(bundle, arms, photographs)
-        with linked() as link, serving_at(link, str(bundle.path)) as url:
-            names = (link.names["device"], str(bundle.path), url, photographs)
-            with working(device_process, *names) as device:
-                device.receive()
-                for arm in arms:
-                    for rate_bps in (1e6, None):
-                        link.shape(rate_bps)
-                        done = device.ask(Order(arm, [0, 1]))
-                        for each in done.samples:
-                            assert each.index in right[arm][each.photograph]
-                            if rate_bps is not None:
-                                assert each.ms > 0.9 * link_bytes(arm, each.sent_bytes) * 8e3 / rate_bps
-                    assert 60 < done.answer_bytes < 2000 if arm != Arm() else done.answer_bytes == 0
+        with working(device_process, link.names["device"], str(bundle.path), url, photographs) as device:
+            device.receive()
+            for arm in arms:
+                for rate_bps in (1e6, None):
+                    link.shape(rate_bps)
+                    done = device.ask(Order(arm, [0, 1]))
+                    for each in done.samples:
+                        assert each.index in right[arm][each.photograph]
+                        if rate_bps is not None:
+                            assert each.ms > 0.9 * link_bytes(arm, each.sent_bytes) * 8e3 / rate_bps
+                assert 60 < done.answer_bytes < 2000 if arm != Arm() else done.answer_bytes == 0
 
-    def test_a_drive_has_an_outcome_for_every_frame(self, bundle: Bundle, photographs: list[Path]) -> None:
+    def test_a_drive_has_an_outcome_for_every_frame(
+        self, road: tuple[Link, str], bundle: Bundle, photographs: list[Path]
+    ) -> None:
+        link, url = road
         trace = [(0.3, 20e6), (0.3, 0.2e6), (0.3, 20e6)]
         drivers = [LIVE, Driver(FULL.name, image_coding=RAW)]  # 12 kB: too long in the middle
-        with (
-            linked() as link,
-            serving_at(link, str(bundle.path)) as url,
-            working(drive_process, link.names["device"], str(bundle.path), url) as device,
-        ):
+        with working(drive_process, link.names["device"], str(bundle.path), url) as device:
             assert device.receive() == READY
             drives = {
                 driver.name: link_drive._driven(link, device, Drive(driver, photographs * 6, 3, 10.0, 80.0), trace)
