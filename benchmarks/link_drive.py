@@ -2,8 +2,8 @@
 
     .venv/bin/python -m benchmarks.link_drive [--data FOLDER]
 
-Labelled test photographs at a fixed pace over a link whose rate follows ``TRACE`` (``benchmarks.namespaces``; needs
-root), one thread for each half's models, the same photographs at the same moments for every arm, each in a drive of its
+Labelled test photographs at a fixed pace over a link whose uplink follows ``TRACE`` (``benchmarks.namespaces``; needs
+root) and whose downlink is ten times as fast, one thread for each half's models, the same photographs at the same moments for every arm, each in a drive of its
 own: ``live`` (``run_frames`` with a deadline and no variant), every variant alone (coder ``auto``), full offloading as
 JPEG (``benchmarks.link_drivers``).
 
@@ -42,13 +42,14 @@ TRACE = (
     (18.0, 10.0),
     (2.0, 2.0),
     (2.0, 0.7),
-    (2.0, 0.4),
-    (14.0, 0.25),
-    (2.0, 0.4),
+    (2.0, 0.35),
+    (14.0, 0.2),
+    (2.0, 0.35),
     (2.0, 0.7),
     (2.0, 2.0),
     (16.0, 10.0),
 )
+DOWNLINK = 10.0  # times the uplink's rate, as links to a network's edge are made
 LIVE = Driver("live")
 FULL = Driver("full, jpeg-q75", image_coding="jpeg-q75")
 HINDSIGHT_BOUND = 0.95
@@ -102,7 +103,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--deadline-ms", type=float, default=75.0, help="of each frame, from when it is due")
     parser.add_argument("--scale", type=float, default=1.0, help="of the trace's times; 0.2 for a trial")
     parser.add_argument("--no-live", action="store_true", help="without the live choice")
-    parser.add_argument("--downlink", type=float, default=1.0, help="its rate, as a multiple of the uplink's")
+    parser.add_argument("--downlink", type=float, default=DOWNLINK, help="its rate, as a multiple of the uplink's")
     parser.add_argument("--out", type=Path, default=RESULTS, help="where to write the JSON")
     parser.add_argument("--figure", type=Path, default=FIGURE, help="where to draw")
     return parser.parse_args(arguments)
