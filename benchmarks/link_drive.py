@@ -2,10 +2,10 @@
 
     .venv/bin/python -m benchmarks.link_drive [--data FOLDER]
 
-Labelled test photographs at a fixed pace over a link whose uplink follows ``TRACE`` (``benchmarks.namespaces``; needs
-root) and whose downlink is ten times as fast, one thread for each half's models, the same photographs at the same moments for every arm, each in a drive of its
-own: ``live`` (``run_frames`` with a deadline and no variant), every variant alone (coder ``auto``), full offloading as
-JPEG (``benchmarks.link_drivers``).
+Labelled test photographs at a fixed pace over a link whose uplink follows ``TRACE`` and whose downlink is ten times as
+fast (``benchmarks.namespaces``; needs root), one thread for each half's models, the same photographs at the same moments
+for every arm, each in a drive of its own: ``live`` (``run_frames`` with a deadline and no variant), every variant alone
+(coder ``auto``), full offloading as JPEG (``benchmarks.link_drivers``).
 
 Per frame: answered in time or not, and by which variant. ``score`` is the mean over all frames of (in time) × (accuracy
 that the manifest states for the variant that answered); ``right`` the share of frames in time with the right label.
@@ -100,7 +100,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--data", type=Path, default=default_data(), help="the folder caltech101")
     parser.add_argument("--bundle", default=ZOO, help="a bundle, or zoo:NAME")
     parser.add_argument("--pace-hz", type=float, default=10.0, help="frames a second")
-    parser.add_argument("--deadline-ms", type=float, default=75.0, help="of each frame, from when it is due")
+    parser.add_argument("--deadline-ms", type=float, default=70.0, help="of each frame, from when it is due")
     parser.add_argument("--scale", type=float, default=1.0, help="of the trace's times; 0.2 for a trial")
     parser.add_argument("--no-live", action="store_true", help="without the live choice")
     parser.add_argument("--downlink", type=float, default=DOWNLINK, help="its rate, as a multiple of the uplink's")
