@@ -3,9 +3,9 @@
     .venv/bin/python -m benchmarks.link_drive [--data FOLDER]
 
 Labelled test photographs at a fixed pace over a link whose uplink follows ``TRACE`` and whose downlink is ten times as
-fast (``benchmarks.namespaces``; needs root), one thread for each half's models, the same photographs at the same moments
-for every arm, each in a drive of its own: ``live`` (``run_frames`` with a deadline and no variant), every variant alone
-(coder ``auto``), full offloading as JPEG (``benchmarks.link_drivers``).
+fast (``benchmarks.namespaces``; needs root), one thread for each half's models. Every arm drives alone, with the same
+photographs at the same moments: ``live`` (``run_frames`` with a deadline and no variant), every variant alone (coder
+``auto``), full offloading as JPEG (``benchmarks.link_drivers``).
 
 Per frame: answered in time or not, and by which variant. ``score`` is the mean over all frames of (in time) × (accuracy
 that the manifest states for the variant that answered); ``right`` the share of frames in time with the right label.

@@ -77,7 +77,8 @@ def _split(connection: Connection, bundle: Bundle, edge_url: str, drive: Drive) 
     def on_image(report: ImageReport) -> None:
         ok = report.status == "ok"
         in_time = ok and report.total_ms is not None and report.total_ms <= drive.deadline_ms
-        outcomes.append(Outcome(in_time, report.variant, report.label, report.total_ms, report.failure))
+        chosen = report.variant if ok or report.failure == LATE else None  # else it was not sent
+        outcomes.append(Outcome(in_time, chosen, report.label, report.total_ms, report.failure))
 
     def frames() -> Iterator[SourceImage]:
         for number, due_s in _due(connection, drive):
