@@ -14,7 +14,7 @@ PYTHON ?= $(shell for name in python3.11 python3 python; do \
 	"$$name" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo "$$name" && break; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-gpu test-arm64 soak check fmt lint types arch bench wheel-check clean
+.PHONY: help setup demo test test-fast test-gpu test-arm64 soak check fmt lint types arch bench bench-link wheel-check clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -70,6 +70,12 @@ arch: $(STAMP) ## the import layers
 
 bench: $(STAMP) ## what our own code costs one image; results in benchmarks/results
 	$(BIN)/python -m benchmarks.overhead
+
+bench-link: $(STAMP) ## Fig. 5 and a drive through a tunnel over shaped links; needs root (BENCH_DATA=FOLDER, FIG5=…, DRIVE=…)
+	status=0; \
+	$(BIN)/python -m benchmarks.link_fig5 $(if $(BENCH_DATA),--data '$(BENCH_DATA)') $(FIG5) || status=1; \
+	$(BIN)/python -m benchmarks.link_drive $(if $(BENCH_DATA),--data '$(BENCH_DATA)') $(DRIVE) || status=1; \
+	exit $$status
 
 wheel-check: $(STAMP) ## build the wheel and compare its content with what is expected
 	$(BIN)/python -m pytest tests/test_packaging.py
