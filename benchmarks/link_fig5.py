@@ -121,7 +121,7 @@ def _predictions(
         calibrate(link, str(bundle.path), url, images, profiles)
         with Image.open(photographs[0]) as image:
             size = image.size
-        return predictions(bundle, profiles, arms, options.rates, size)
+        return predictions(bundle, profiles, arms, options.rates, size, downlink=options.downlink)
 
 
 def _measure(link: Link, device: Worker, arms: list[Arm], options: argparse.Namespace) -> Measured:

@@ -48,9 +48,18 @@ def calibrate(link: Link, bundle: str, edge_url: str, photographs: Path, profile
 
 
 def predictions(
-    bundle: Bundle, profiles: Path, arms: Sequence[Arm], rates_bps: Sequence[float], size: tuple[int, int]
+    bundle: Bundle,
+    profiles: Path,
+    arms: Sequence[Arm],
+    rates_bps: Sequence[float],
+    size: tuple[int, int],
+    *,
+    downlink: float,
 ) -> dict[tuple[Arm, float], float]:
-    """Milliseconds of each arm at each rate; ``size`` of the photographs, width and height. Raises PlanError."""
+    """Milliseconds of each arm at each rate; ``size`` of the photographs, width and height.
+
+    ``downlink``: its rate, in uplinks. Raises PlanError.
+    """
     device, edge, fixed = (
         the_profile(bundle, DeviceProfile, folder=profiles),
         the_profile(bundle, EdgeProfile, folder=profiles),
@@ -59,7 +68,7 @@ def predictions(
     predictor = Predictor(bundle.manifest, device, edge, image_size=size)
     found = {}
     for rate_bps in rates_bps:
-        link = PlannedLink(rate_bps, fixed)
+        link = PlannedLink(rate_bps, fixed, downlink * rate_bps)
         for arm in arms:
             found[arm, rate_bps] = _predicted_ms(predictor, arm, link, size)
     return found

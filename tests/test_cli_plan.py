@@ -184,9 +184,10 @@ class TestDocument:
         assert all(item["why"] for item in found["alternatives"])
         assert found["link"] == {"rate_bps": 10e6, "fixed_ms": 3.9, "edge": None}
         assert found["profiles"]["device"]["machine"] == str(PI)
-        # The profiles of this test have no times of layers and nobody measured what cuts send.
-        assert {item["rule"] for item in found["rules"]} == set(ALL_RULES)
-        assert all(item["predicted_ms"] is None and item["why"] for item in found["rules"])
+        # These profiles have no times of layers, and nobody measured what cuts send: only variants can be partitioned.
+        assert [item["rule"] for item in found["rules"]] == list(ALL_RULES)
+        assert {item["rule"] for item in found["rules"] if item["predicted_ms"] is not None} == {"edgent"}
+        assert all(item["why"] for item in found["rules"])
         assert (found["cannot"], found["nearest"], found["accuracy_is"]) == (None, None, "accuracy")
 
     def test_break_even_rates_are_those_at_which_both_take_equally_long(self, plan: Plan) -> None:
@@ -396,4 +397,14 @@ tiny-l1-v2-u8, raw is faster
 in time from
          277 kbit/s  tiny-l1-v4-u4, raw
         1.02 Mbit/s  tiny-l1-v2-u8, raw
+
+other people's rules
+    20.6         -    3,000  edgent
+                               the unsplit model, all on the edge, jpeg-q75:
+                                 the most accurate of 3 exits within 46 ms, by
+                                 accuracy; what JPEG costs in accuracy was not
+                                 measured
+  neurosurgeon, neurosurgeon-measured, neurosurgeon-energy, jpeg-features,
+    late-split, late-split-u8: the unsplit model's cuts are not known; run:
+    aecnn-deploy calibrate features
 """

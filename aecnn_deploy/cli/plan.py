@@ -40,6 +40,9 @@ def plan(
     rtt_ms: Annotated[
         float | None, typer.Option(help="The link's round trip; that of the link profile if not given, else 0.")
     ] = None,
+    downlink_mbps: Annotated[
+        float | None, typer.Option(help="The downlink's rate; without it answers take what they took when measured.")
+    ] = None,
     device: Annotated[Path | None, typer.Option(help="The device's profile; needed where several are kept.")] = None,
     edge: Annotated[Path | None, typer.Option(help="The edge's profile; needed where several are kept.")] = None,
     link: Annotated[Path | None, typer.Option(help="The link's profile, measured on that device.")] = None,
@@ -71,14 +74,15 @@ def plan(
     from aecnn_deploy.planning.profiles import DeviceProfile, EdgeProfile
 
     settings = PlanSettings(deadline_ms, min_accuracy, full, local, safe)
-    _check_link(rate_mbps, rtt_ms)
+    downlink_bps = None if downlink_mbps is None else downlink_mbps * 1e6
+    _check_link(rate_mbps, rtt_ms, downlink_bps)
     size = _size(image_size)
     figures = _figures(plot or [])
     opened = open_named(bundle)
     device_profile = the_profile(opened, DeviceProfile, device, profiles)
     edge_profile = the_profile(opened, EdgeProfile, edge, profiles)
     link_profile, notes = _link_profile(opened, device_profile, link, profiles, rate_mbps, rtt_ms)
-    given = _link(device_profile, edge_profile, link_profile, rate_mbps, rtt_ms)
+    given = _link(device_profile, edge_profile, link_profile, rate_mbps, rtt_ms, downlink_bps)
     spread = LinkSpread.of(link_profile, rate=rate_mbps is None, fixed=rtt_ms is None) if link_profile else STEADY
     predictor = Predictor(opened.manifest, device_profile, edge_profile, image_size=size, spread=spread)
     made = make_plan(opened.manifest, predictor, given, settings)
@@ -142,11 +146,11 @@ def _figures(paths: Sequence[Path]) -> list[Path]:
     return list(paths)
 
 
-def _check_link(rate_mbps: float | None, rtt_ms: float | None) -> None:
+def _check_link(rate_mbps: float | None, rtt_ms: float | None, downlink_bps: float | None) -> None:
     """Raises SettingsError for a rate or a round trip that no link has, before any file is read."""
     from aecnn_deploy.planning.link import Link
 
-    Link(1.0 if rate_mbps is None else rate_mbps * 1e6, rtt_ms or 0.0)
+    Link(1.0 if rate_mbps is None else rate_mbps * 1e6, rtt_ms or 0.0, downlink_bps)
 
 
 def _link_profile(
@@ -200,6 +204,7 @@ def _link(
     profile: "LinkProfile | None",
     rate_mbps: float | None,
     rtt_ms: float | None,
+    downlink_bps: float | None,
 ) -> "Link":
     """What is given, and else what was measured."""
     from aecnn_deploy.planning.predict import link_of, profile_rate
@@ -209,7 +214,14 @@ def _link(
     else:
         assert profile is not None
         rate_bps = profile_rate(profile)
-    return link_of(device, edge, rate_bps=rate_bps, rtt_ms=rtt_ms or 0.0, profile=profile if rtt_ms is None else None)
+    return link_of(
+        device,
+        edge,
+        rate_bps=rate_bps,
+        rtt_ms=rtt_ms or 0.0,
+        profile=profile if rtt_ms is None else None,
+        downlink_bps=downlink_bps,
+    )
 
 
 def _version_notes(device: "DeviceProfile", edge: "EdgeProfile") -> list[str]:

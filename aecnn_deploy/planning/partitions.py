@@ -10,7 +10,7 @@ from aecnn_deploy.bundle.manifest import Manifest
 from aecnn_deploy.errors import PlanError, SettingsError
 from aecnn_deploy.planning.layer_predictor import LayerPredictor
 from aecnn_deploy.planning.layers import LayerTable
-from aecnn_deploy.planning.link import HTTP_BYTES, WEBSOCKET_BYTES, Link
+from aecnn_deploy.planning.link import HTTP_BYTES, RESPONSE_LINK_BYTES, RESULT_LINK_BYTES, WEBSOCKET_BYTES, Link
 from aecnn_deploy.planning.powers import DevicePowers
 from aecnn_deploy.planning.profiles import CutFeatures, DeviceProfile, EdgeProfile, FeatureProfile, ImageCoding, Timing
 from aecnn_deploy.wire.header import HEADER_BYTES
@@ -148,7 +148,8 @@ class Situation:
             if item.encode is None or decode is None or not (lossless or item.coding == usual):
                 continue
             there_ms = self.link.send_ms(item.bytes_mean, HTTP_BYTES)
-            parts = {**self._sent(item.encode.p50_ms, there_ms, decode.p50_ms), stage: edge_ms or 0.0}
+            sent = self._sent(item.encode.p50_ms, there_ms, decode.p50_ms, answer_link_bytes=RESPONSE_LINK_BYTES)
+            parts = {**sent, stage: edge_ms or 0.0}
             known = accuracy if lossless else None
             found.append(Partition(f"{ON_EDGE}, {item.coding}", MappingProxyType(parts), item.bytes_mean, known))
         if local_ms is not None:
@@ -215,10 +216,13 @@ class Situation:
             said += f"; it misses the deadline of {self.deadline_ms:g} ms, which this rule does not know"
         return said
 
-    def _sent(self, encode_ms: float, send_ms: float, decode_ms: float) -> dict[str, float]:
+    def _sent(
+        self, encode_ms: float, send_ms: float, decode_ms: float, *, answer_link_bytes: int = RESULT_LINK_BYTES
+    ) -> dict[str, float]:
         overhead = {"overhead": self.edge.overhead.p50_ms} if self.edge.overhead is not None else {}
         between = {"encode": encode_ms, "send": send_ms, "fixed": self.link.fixed_ms}
-        return {**self.read, **between, **overhead, "decode": decode_ms}
+        answer = {"answer": self.link.answer_ms(answer_link_bytes)} if self.link.downlink_bps is not None else {}
+        return {**self.read, **between, **overhead, **answer, "decode": decode_ms}
 
     def _table(self, profile: DeviceProfile | EdgeProfile, whose: str) -> LayerTable:
         if self._features is None:

@@ -4,13 +4,20 @@ Every time begins with an image file that is opened, as in ``run-device``, and e
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import hypot, isfinite
 from types import MappingProxyType
 
 from aecnn_deploy.bundle.manifest import Manifest
 from aecnn_deploy.errors import PlanError
-from aecnn_deploy.planning.link import HTTP_BYTES, WEBSOCKET_BYTES, Link, bytes_on_link
+from aecnn_deploy.planning.link import (
+    HTTP_BYTES,
+    RESPONSE_LINK_BYTES,
+    RESULT_LINK_BYTES,
+    WEBSOCKET_BYTES,
+    Link,
+    bytes_on_link,
+)
 from aecnn_deploy.planning.prediction import FULL, LOCAL, NO_TIME, SEND, SPLIT, Part, Prediction
 from aecnn_deploy.planning.profiles import DeviceProfile, EdgeProfile, ImageRead, LinkProfile, Timing
 from aecnn_deploy.wire.header import HEADER_BYTES
@@ -119,7 +126,7 @@ class Predictor:
             "head": _part(head),
             "encode": _part(planes.encode),
             SEND: self._send(mean, HEADER_BYTES + max(planes.bytes_p90, planes.bytes_mean), WEBSOCKET_BYTES, link),
-            **self._there_and_back(link),
+            **self._there_and_back(link, RESULT_LINK_BYTES),
             "decode": _part(decode),
             "tail": _part(tail),
         }
@@ -157,7 +164,11 @@ class Predictor:
             raise PlanError("the edge profile has no time of the unsplit model; run: aecnn-deploy calibrate edge")
         stages = {} if image.encode is None else self._read() | {"encode": _part(image.encode)}
         stages[SEND] = self._send(image.message_bytes, image.message_bytes, HTTP_BYTES, link)
-        stages |= {**self._there_and_back(link), "decode": _part(image.decode), "full": _part(whole)}
+        stages |= {
+            **self._there_and_back(link, RESPONSE_LINK_BYTES),
+            "decode": _part(image.decode),
+            "full": _part(whole),
+        }
         return Prediction(
             FULL,
             MappingProxyType(stages),
@@ -197,11 +208,13 @@ class Predictor:
     def _read(self) -> dict[str, Part]:
         return {} if self.read is None else {"read": _part(self.read.read)}
 
-    def _there_and_back(self, link: Link) -> dict[str, Part]:
+    def _there_and_back(self, link: Link, answer_link_bytes: int) -> dict[str, Part]:
         strays = self._spread.fixed
         parts = {"fixed": Part(link.fixed_ms, min(strays.below_ms, link.fixed_ms), strays.above_ms)}
         if self.edge.overhead is not None:
             parts["overhead"] = _part(self.edge.overhead)
+        if link.downlink_bps is not None:
+            parts["answer"] = Part(link.answer_ms(answer_link_bytes))
         return parts
 
     def _send(self, mean_bytes: float, p90_bytes: float, around: int, link: Link) -> Part:
@@ -261,16 +274,17 @@ def link_of(
     rate_bps: float,
     rtt_ms: float = 0.0,
     profile: LinkProfile | None = None,
+    downlink_bps: float | None = None,
 ) -> Link:
     """The link that both halves see: ``profile``'s time of an empty request, or ``rtt_ms`` and both halves' own code.
 
     Raises SettingsError: the rate is not positive, or the round trip negative.
     """
     if profile is not None:
-        return Link(rate_bps, profile.fixed.p50_ms)
-    checked = Link(rate_bps, rtt_ms)
+        return Link(rate_bps, profile.fixed.p50_ms, downlink_bps)
+    checked = Link(rate_bps, rtt_ms, downlink_bps)
     own = [half.loopback.p50_ms for half in (device, edge) if half.loopback is not None]
-    return Link(checked.rate_bps, checked.fixed_ms + (sum(own) / len(own) if own else 0.0))
+    return replace(checked, fixed_ms=checked.fixed_ms + (sum(own) / len(own) if own else 0.0))
 
 
 def _decode_of(measured: Mapping[Size, Timing], size: Size) -> Timing | None:

@@ -36,7 +36,8 @@ class Prediction:
     """The completion time of one image (AECNN, eq. 4) with everything it is made of.
 
     ``stages``: in the order in which they happen. A split image: read, head, encode, send, fixed, overhead, decode,
-    tail; full offloading: read, encode, send, fixed, overhead, decode, full; local computing: read, local.
+    tail; full offloading: read, encode, send, fixed, overhead, decode, full; local computing: read, local. Where the
+    downlink's rate is given, ``answer`` stands after overhead.
     ``sent_bytes``: the message, as ``run-device`` counts ``wire_bytes``; ``link_bytes``: with the headers of every
     packet. Both are 0 where nothing is sent.
     """
