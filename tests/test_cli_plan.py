@@ -405,6 +405,6 @@ other people's rules
                                  accuracy; what JPEG costs in accuracy was not
                                  measured
   neurosurgeon, neurosurgeon-measured, neurosurgeon-energy, jpeg-features,
-    late-split, late-split-u8: the unsplit model's cuts are not known; run:
-    aecnn-deploy calibrate features
+    late-split, late-split-u8: the unsplit model's cuts are not known; measure
+    them with 'aecnn-deploy calibrate features'
 """

@@ -77,7 +77,9 @@ class Situation:
     def cuts(self) -> list[CutFeatures]:
         """The cuts of the unsplit model, at least one. Raises PlanError: there is none, or none was looked for."""
         if self._features is None:
-            raise PlanError("the unsplit model's cuts are not known; run: aecnn-deploy calibrate features")
+            raise PlanError(
+                "the unsplit model's cuts are not known; measure them with 'aecnn-deploy calibrate features'"
+            )
         if not self._features.cuts:
             raise PlanError("the unsplit model has no place where one tensor alone crosses")
         return self._features.cuts
@@ -226,7 +228,9 @@ class Situation:
 
     def _table(self, profile: DeviceProfile | EdgeProfile, whose: str) -> LayerTable:
         if self._features is None:
-            raise PlanError("the unsplit model's cuts are not known; run: aecnn-deploy calibrate features")
+            raise PlanError(
+                "the unsplit model's cuts are not known; measure them with 'aecnn-deploy calibrate features'"
+            )
         return LayerTable.of(profile.layers, self._features, whose)
 
 
