@@ -1,6 +1,7 @@
 """A variant's head on this machine, and what device and edge say to each other of the bundle."""
 
 import socket
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
 
@@ -18,15 +19,16 @@ from aecnn_deploy.wire import WIRE_VERSION, Hello
 
 
 class DeviceHead:
-    """The head of ``settings.variant``: entering it loads it and runs it once, as its first run is slow.
+    """The head of ``variant`` (None: of ``settings.variant``): entering it loads it and runs it once, as its first run
+    is slow.
 
     Raises BundleError: no such variant. SettingsError: no head of that precision. When entered, RunnerError: it does
     not load. BundleError: it is not of the manifest's shapes.
     """
 
-    def __init__(self, bundle: Bundle, settings: DeviceSettings) -> None:
+    def __init__(self, bundle: Bundle, settings: DeviceSettings, variant: str | None = None) -> None:
         self._bundle = bundle
-        self.variant = bundle.variant(settings.variant)
+        self.variant = bundle.variant(settings.variant if variant is None else variant)
         self.precision, file = choose_head(bundle, self.variant, settings.head, threads=settings.threads)
         self._runner = OnnxRuntimeRunner(
             bundle.file(file),
@@ -58,8 +60,8 @@ class DeviceHead:
         return planes
 
 
-def hello_of(bundle: Bundle, settings: DeviceSettings) -> Hello:
-    """What a device with this bundle says first."""
+def hello_of(bundle: Bundle, settings: DeviceSettings, uses: Sequence[int] = ()) -> Hello:
+    """What a device with this bundle says first. ``uses``: the variants that it switches between, by their index."""
     return Hello(
         bundle_id=bundle.id,
         wire_versions=[WIRE_VERSION],
@@ -67,4 +69,5 @@ def hello_of(bundle: Bundle, settings: DeviceSettings) -> Hello:
         coders=[*coder_names(), *delta_names()],
         software=f"aecnn-deploy {__version__}",
         device=settings.name or socket.gethostname() or None,
+        uses=list(uses),
     )

@@ -27,6 +27,7 @@ class ImageReport:
     source: str
     status: Literal["ok", "failed"]
     variant: str
+    choice: dict[str, Any] | None = None  # how the variant was chosen for this image, if that was asked for
     error: str | None = None
     failure: str | None = None  # a Failure: the error for programs
     path: str = SPLIT  # or "local": the unsplit model, here

@@ -17,6 +17,7 @@ Trace = Annotated[str, msgspec.Meta(pattern=r"\A(?!0{32}\Z)[0-9a-f]{32}\Z")]
 Milliseconds = Annotated[float, msgspec.Meta(ge=0)]
 Count = Annotated[int, msgspec.Meta(ge=0, le=(1 << 53) - 1)]  # what every JSON reader keeps exactly
 Size = Annotated[int, msgspec.Meta(ge=1, le=(1 << 32) - 1)]
+Load = tuple[Count, Milliseconds, Milliseconds]  # variant; for a request that comes now: wait, run of the tail
 
 MAX_REASON_CHARACTERS = 500
 
@@ -55,6 +56,7 @@ class Hello(msgspec.Struct, frozen=True, omit_defaults=True):
     software: Text
     trace: Trace | None = None  # of a session that is traced: wire/tracing.py
     device: Text | None = None  # what the device calls itself, for people
+    uses: list[Count] = []  # indexes into ``variants``: this session switches between them, and wants ``load``
 
 
 class Welcome(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -70,6 +72,7 @@ class Welcome(msgspec.Struct, frozen=True, omit_defaults=True):
     runner: Text
     software: Text
     references: Count = 0  # newest answered requests of each variant whose planes the edge keeps, for differences
+    load: list[Load] = []  # of the variants that the HELLO uses and that are loaded
 
 
 class Refused(msgspec.Struct, frozen=True):
@@ -90,6 +93,7 @@ class Result(msgspec.Struct, frozen=True, omit_defaults=True):
     in_flight: Count  # requests that the edge has from all devices, this one included
     variant: Text
     batch: Count = 0  # requests that were run together, this one included; 0: not told
+    load: list[Load] = []  # as in WELCOME, when this was written
 
 
 class Failed(msgspec.Struct, frozen=True):

@@ -1,0 +1,261 @@
+"""Which variant and coder for this frame: the most accurate one whose forecast fits into what is left of the deadline.
+
+Hysteresis, so that the choice does not flap: down to a less accurate variant at once where the one in use no longer
+fits, up only after a better one has fitted with room to spare for a while. A way up that did not hold makes the next
+one wait longer. What only one frame is late by (it waited for the head, a message is ahead of it) changes the choice
+for that frame, not the variant in use. Pure: no clock and no I/O, the caller says what time it is.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from aecnn_deploy.planning.live_candidates import Candidate
+from aecnn_deploy.planning.live_forecast import EdgeNow, Forecast, Forecaster, LinkNow
+
+_NEW = 0.25  # weight of a frame's delay against the mean of those before
+_ROOM_SHARE = 0.1  # of the deadline: to spare for a way up,
+_MUCH_SHARE = 0.25  # and where a way up that failed is no reason to wait longer
+_HOLD_S, _UNSURE_S, _LONGEST_S = 0.4, 1.0, 8.0  # it must be there for so long
+_PROVEN_S = 5.0  # a way up that held for so long was right
+_OTHER_LINK = 3.0  # times slower than at the way up: the link has changed, and the way up was right
+_TRY_S = 0.5  # where nothing fits, one frame in so long is tried,
+_TRY_ANYWAY_S = 2.0  # and in so long where the one before it has no answer yet
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What was chosen for one frame, and why. ``forecast``: None where nothing fits.
+
+    ``trial``: it does not fit, and is sent all the same, to see what the link does. ``state``: the hysteresis in words.
+    """
+
+    forecast: Forecast | None
+    trial: bool
+    forecasts: tuple[Forecast, ...]  # of all that could be run, the most accurate first
+    elapsed_ms: float
+    deadline_ms: float
+    link: LinkNow
+    state: str
+
+    @property
+    def left_ms(self) -> float:
+        """What the frame still has."""
+        return self.deadline_ms - self.elapsed_ms
+
+    @property
+    def expected_ms(self) -> float:
+        """When the answer is expected after the capture, without the margin; 0 where nothing is sent."""
+        return self.elapsed_ms + self.forecast.expected_ms if self.forecast is not None else 0.0
+
+    @property
+    def promised_ms(self) -> float:
+        """The same with the margin."""
+        return self.elapsed_ms + self.forecast.rest_ms if self.forecast is not None else 0.0
+
+    def fits(self, forecast: Forecast) -> bool:
+        """Whether the variant is expected to be done in time."""
+        return forecast.rest_ms <= self.left_ms
+
+    def why_nothing(self) -> str:
+        """One line for a person, where nothing fits."""
+        if not self.forecasts:
+            return "no variant may run: its head is too slow here, or it is not accurate enough"
+        fastest = min(self.forecasts, key=lambda forecast: forecast.rest_ms)
+        return (
+            f"no variant fits: {max(0.0, self.left_ms):.1f} of {self.deadline_ms:g} ms left, the fastest, "
+            f"{fastest.candidate.variant}, would take {fastest.rest_ms:.1f} ms"
+        )
+
+    def document(self) -> dict[str, Any]:
+        """What ``--explain`` shows, as JSON; milliseconds."""
+        link, chosen = self.link, self.forecast
+        return {
+            "variant": chosen.candidate.variant if chosen is not None else None,
+            "coder": chosen.coder if chosen is not None else None,
+            "trial": self.trial,
+            "state": self.state,
+            "deadline_ms": self.deadline_ms,
+            "elapsed_ms": round(self.elapsed_ms, 3),
+            "link": {
+                "megabits_per_s": round(0.008 / link.ms_per_byte, 3),
+                "fixed_ms": round(link.fixed_ms, 3),
+                "backlog_ms": round(link.free_in_ms, 3),
+            },
+            "candidates": [self._row(forecast) for forecast in self.forecasts],
+        }
+
+    def _row(self, forecast: Forecast) -> dict[str, Any]:
+        over_ms = forecast.rest_ms - self.left_ms
+        return {
+            "variant": forecast.candidate.variant,
+            "accuracy": forecast.candidate.accuracy,
+            "coder": forecast.coder,
+            "message_bytes": round(forecast.message_bytes, 1),
+            "head_ms": round(forecast.head_ms, 3),
+            "encode_ms": round(forecast.encode_ms, 3),
+            "send_ms": round(forecast.backlog_ms + forecast.send_ms + forecast.fixed_ms, 3),
+            "edge_queue_ms": round(forecast.wait_ms, 3),
+            "edge_decode_ms": round(forecast.decode_ms, 3),
+            "edge_tail_ms": round(forecast.tail_ms, 3),
+            "margin_ms": round(forecast.margin_ms, 3),
+            "total_ms": round(self.elapsed_ms + forecast.rest_ms, 3),
+            "fits": over_ms <= 0,
+            "why": None if over_ms <= 0 else f"{over_ms:.1f} ms too long",
+            "chosen": forecast is self.forecast,
+        }
+
+
+class LiveChoice:
+    """Chooses for one frame after the other; what it learns from is told to ``forecaster``. Not thread safe."""
+
+    def __init__(self, candidates: Sequence[Candidate], deadline_ms: float) -> None:
+        self.forecaster = Forecaster(candidates, deadline_ms)
+        self._deadline_ms = deadline_ms
+        self._current: int | None = None  # the variant in use; None: none fits
+        self._usual_ms: float | None = None  # what a frame has spent when the head takes it
+        self._room_since_s: dict[int, float] = {}  # by variant: fits with room to spare since
+        self._sure_since_s: dict[int, float] = {}  # the same, even if the link is worse than it seems
+        self._hold_s = _HOLD_S
+        self._up_s: float | None = None  # the last way up, as long as it is not proven
+        self._up_ms_per_byte = 0.0
+        self._sent_s = float("-inf")  # the last frame that anything was chosen for
+        self.switches = 0  # of the variant in use
+
+    @property
+    def current(self) -> int | None:
+        """Index of the variant in use; None: none fits."""
+        return self._current
+
+    def look(self, elapsed_ms: float, link: LinkNow, edge: EdgeNow, now_s: float) -> Choice:
+        """What fits for a frame that has spent ``elapsed_ms``; changes nothing, and ``forecast`` is the best of it."""
+        forecasts = self.forecaster.forecasts(link, edge, now_s)
+        best = _first(forecasts, self._deadline_ms - elapsed_ms)
+        return Choice(best, False, forecasts, elapsed_ms, self._deadline_ms, link, "")
+
+    def choose(self, elapsed_ms: float, link: LinkNow, edge: EdgeNow, now_s: float, *, idle: bool) -> Choice:
+        """For a frame that was captured ``elapsed_ms`` ago and whose head would start at ``now_s``.
+
+        ``idle``: nothing that was sent before is without an answer.
+        """
+        forecasts = self.forecaster.forecasts(link, edge, now_s)
+        before_ms = elapsed_ms if self._usual_ms is None else self._usual_ms
+        self._usual_ms = before_ms + _NEW * (elapsed_ms - before_ms)
+        state = self._settle(forecasts, link, now_s)
+        left_ms = self._deadline_ms - elapsed_ms
+        chosen = next((f for f in forecasts if f.candidate.index == self._current and f.rest_ms <= left_ms), None)
+        trial = False
+        if chosen is None:
+            chosen = self._instead(forecasts, left_ms)
+            if chosen is not None:
+                state = f"for this frame only: {state}"
+            elif forecasts and self._may_try(now_s, idle=idle):
+                fastest = min(forecasts, key=lambda forecast: forecast.rest_ms)
+                if fastest.device_ms < left_ms:
+                    chosen, trial = fastest, True
+            if chosen is None or trial:
+                state = f"nothing fits; one frame in {_TRY_S:g} s is tried" + (": this one" if trial else "")
+        if chosen is not None:
+            self._sent_s = now_s
+        return Choice(chosen, trial, forecasts, elapsed_ms, self._deadline_ms, link, state)
+
+    def _may_try(self, now_s: float, *, idle: bool) -> bool:
+        return now_s - self._sent_s >= (_TRY_S if idle else _TRY_ANYWAY_S)
+
+    def _instead(self, forecasts: Sequence[Forecast], left_ms: float) -> Forecast | None:
+        """For one frame that the variant in use is too slow for: rather a less accurate one than a risk."""
+        order = [forecast.candidate.index for forecast in forecasts]
+        below = forecasts[order.index(self._current) + 1 :] if self._current in order else forecasts
+        return _first(below, left_ms) or _first(forecasts, left_ms)
+
+    def _settle(self, forecasts: Sequence[Forecast], link: LinkNow, now_s: float) -> str:
+        """Which variant is in use from now on, for frames as they usually come; in words."""
+        assert self._usual_ms is not None
+        left_ms = self._deadline_ms - self._usual_ms
+        room_ms = {forecast.candidate.index: left_ms - _steady_ms(forecast) for forecast in forecasts}
+        doubt_ms = {forecast.candidate.index: forecast.doubt_ms for forecast in forecasts}
+        spare_ms = _ROOM_SHARE * self._deadline_ms
+        _follow(self._room_since_s, {index for index, room in room_ms.items() if room >= spare_ms}, now_s)
+        sure = {index for index, room in room_ms.items() if room - doubt_ms[index] >= spare_ms}
+        _follow(self._sure_since_s, sure, now_s)
+        if self._up_s is not None and now_s - self._up_s >= _PROVEN_S:
+            self._up_s, self._hold_s = None, max(_HOLD_S, self._hold_s / 2)
+        names = {forecast.candidate.index: forecast.candidate.variant for forecast in forecasts}
+        order = list(names)
+        current = self._current
+        if current is None or current not in names or room_ms[current] < 0:
+            return self._leave(order, names, room_ms, sure, link, now_s)
+        waits: list[tuple[str, float, float]] = []
+        for index in order[: order.index(current)]:
+            much = room_ms[index] - doubt_ms[index] >= _MUCH_SHARE * self._deadline_ms
+            ways = (
+                (self._sure_since_s.get(index), _HOLD_S if much else self._hold_s),
+                (self._room_since_s.get(index), max(_UNSURE_S, self._hold_s)),
+            )
+            for since_s, hold_s in ways:
+                if since_s is None:
+                    continue
+                if now_s - since_s >= hold_s:
+                    self._use(index)
+                    self._up_s, self._up_ms_per_byte = now_s, link.ms_per_byte
+                    return f"up to {names[index]}, which fits with room to spare since {hold_s:g} s"
+                waits.append((names[index], now_s - since_s, hold_s))
+        if waits:
+            name, waited_s, hold_s = waits[0]
+            return f"{names[current]} in use; up to {name} if it fits on: {waited_s:.1f} of {hold_s:g} s"
+        return f"{names[current]} in use"
+
+    def _leave(
+        self,
+        order: Sequence[int],
+        names: dict[int, str],
+        room_ms: dict[int, float],
+        sure: set[int],
+        link: LinkNow,
+        now_s: float,
+    ) -> str:
+        """The variant in use does not fit, or there is none."""
+        current = self._current
+        fitting = [index for index in order if room_ms[index] >= 0]
+        if current in order:
+            below = [index for index in fitting if order.index(index) > order.index(current)]
+            chosen = next(iter(below or fitting), None)
+        else:
+            chosen = next((index for index in fitting if index in sure), fitting[-1] if fitting else None)
+        if self._up_s is not None and current is not None:
+            if link.ms_per_byte < _OTHER_LINK * self._up_ms_per_byte:
+                self._hold_s = min(_LONGEST_S, self._hold_s * 2)
+            self._up_s = None
+        self._use(chosen)
+        if chosen is None:
+            return "nothing fits"
+        if current is None:
+            return f"{names[chosen]} in use"
+        old = f"{names[current]} no longer fits" if current in names else "the edge has not loaded the one before"
+        return (
+            f"down to {names[chosen]}: {old}"
+            if current not in names or chosen in order[order.index(current) :]
+            else (f"to {names[chosen]}: {old}")
+        )
+
+    def _use(self, index: int | None) -> None:
+        self.switches += index != self._current
+        self._current = index
+
+
+def _steady_ms(forecast: Forecast) -> float:
+    """Without what is ahead of this one frame on the link."""
+    return forecast.rest_ms - forecast.backlog_ms
+
+
+def _first(forecasts: Sequence[Forecast], left_ms: float) -> Forecast | None:
+    return next((forecast for forecast in forecasts if forecast.rest_ms <= left_ms), None)
+
+
+def _follow(since_s: dict[int, float], now: set[int], now_s: float) -> None:
+    """``since_s``: since when what is in ``now`` has been there without a break."""
+    for index in list(since_s):
+        if index not in now:
+            del since_s[index]
+    for index in now:
+        since_s.setdefault(index, now_s)
