@@ -84,7 +84,7 @@ class LiveVariants:
                 ways["the unsplit model"] = local_s * 1e3
             name = min(ways, key=ways.__getitem__)
             raise PlanError(
-                f"the fastest head here, of {name}, takes {ways[name]:.1f} ms, and the deadline is "
+                f"the fastest head here, of {name}, takes {ways[name]:.3g} ms, and the deadline is "
                 f"{self._deadline_ms:g} ms; raise --deadline-ms"
             )
         for one in self._found.candidates:

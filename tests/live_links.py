@@ -11,8 +11,6 @@ from aecnn_deploy.planning.live_candidates import Candidate
 from aecnn_deploy.planning.live_choice import Choice, LiveChoice
 from aecnn_deploy.planning.live_forecast import CoderEstimate, EdgeNow, LinkNow, UnderWay, drained_in_ms
 
-MBIT = 1e6 / 8
-
 
 def candidates(*accuracies: float) -> tuple[Candidate, ...]:
     """Variants named by their accuracy, with a tail of 9000 multiply-adds."""

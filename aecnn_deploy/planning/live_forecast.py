@@ -280,7 +280,7 @@ class Forecaster:
 
 
 def _change(before: Sequence[CoderEstimate], now: Sequence[CoderEstimate]) -> float:
-    """How many times the bytes from before a frame takes now, by the best coder of single frames; 1 if there is none."""
+    """How many times the bytes a frame takes now, by the best coder of single frames; 1 where there is none."""
     known = {coder.coder: coder.message_bytes for coder in now if coder.coder not in DELTA_CODERS}
     both = [coder for coder in before if coder.coder in known]
     if not both:
