@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 _WEIGHT = 0.2  # of the newest batch in the running mean
+_LONGEST_RETRY_S, _SHORTEST_RETRY_S = 60.0, 0.05
 _NEARLY = 1.015  # times the fastest, an image: what a smaller batch may take
 
 
@@ -58,3 +59,8 @@ class BatchTimes:
     def wait_s(self, ahead: int, size: int, running_s: float) -> float:
         """Seconds until ``ahead`` items have been run in batches of ``size``, after ``running_s`` for one that runs."""
         return running_s + (ahead // size) * self.seconds(size)
+
+
+def retry_s(seconds: float) -> float:
+    """What a device is told to wait that should come again in ``seconds``."""
+    return round(min(max(seconds, _SHORTEST_RETRY_S), _LONGEST_RETRY_S), 3)

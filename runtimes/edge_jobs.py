@@ -6,9 +6,10 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
-from aecnn_deploy.errors import AecnnError
+from aecnn_deploy.errors import AecnnError, RequestFailedError
 from aecnn_deploy.runtimes.base import Array
 from aecnn_deploy.runtimes.edge_models import PlanesAsked, Top
+from aecnn_deploy.wire import FailureCode
 
 
 class Stage(Enum):
@@ -78,3 +79,8 @@ def fail(future: "asyncio.Future[Any]", error: AecnnError) -> None:
     """Fail ``future``, if somebody still waits for it. Call it on the loop."""
     if not future.done():
         future.set_exception(error)
+
+
+def internal_failure(error: AecnnError) -> RequestFailedError:
+    """What a device hears of a runner's error."""
+    return RequestFailedError(FailureCode.INTERNAL, str(error))

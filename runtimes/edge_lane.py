@@ -1,25 +1,20 @@
 """One model's queue and threads: requests of all devices wait here, are decoded ahead, and run in batches."""
 
 import asyncio
-import os
-import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Hashable
-from contextlib import suppress
 from enum import Enum
 from typing import Protocol
 
 from aecnn_deploy.errors import AecnnError, RequestFailedError, RunnerError
-from aecnn_deploy.runtimes.batch_times import BatchTimes
-from aecnn_deploy.runtimes.edge_jobs import Answer, Job, Outcomes, Ran, Stage, fail, settle
+from aecnn_deploy.runtimes.batch_times import BatchTimes, retry_s
+from aecnn_deploy.runtimes.edge_jobs import Answer, Job, Outcomes, Ran, Stage, fail, internal_failure, settle
 from aecnn_deploy.runtimes.edge_models import TOP_K, EdgeModel, top_classes
 from aecnn_deploy.runtimes.fair_queue import FairQueue
+from aecnn_deploy.runtimes.thread_priority import let_others_first
 from aecnn_deploy.wire import FailureCode
-
-_LONGEST_RETRY_S, _SHORTEST_RETRY_S = 60.0, 0.05
-_COMPUTE_NICE = 5
 
 
 class LaneState(Enum):
@@ -114,7 +109,25 @@ class Lane:
 
     def retry_after_s(self) -> float:
         """How long the requests that wait now will take."""
-        return _retry(self._wait_s(len(self._queue), time.perf_counter()))
+        return retry_s(self._wait_s(len(self._queue), time.perf_counter()))
+
+    def expected_s(self, peer: Hashable, stream: Hashable, now_s: float) -> tuple[float, float]:
+        """For a request that comes now: seconds until its turn, and the run of the batch that it would be in.
+
+        The wait is that of this lane's own queue, as ``FairQueue`` would serve it, and of the batch that runs.
+        """
+        with self._changed:
+            ahead = self._queue.ahead(peer, stream)
+            wait_s = self._wait_s(ahead, now_s)
+        together = ahead % self.batch_size + 1
+        if together < self.batch_size:
+            wait_s += self._batch_wait_s
+        return wait_s, self.times.seconds(together)
+
+    def rest_s(self, now_s: float) -> float:
+        """Seconds that the batch which runs will still take."""
+        running = self._running
+        return max(0.0, self._batch_began_s + self.times.seconds(len(running)) - now_s) if running else 0.0
 
     def start(self) -> "asyncio.Future[None]":
         """Load the model on a thread of its own; raises what loading raises. Call it in state UNLOADED."""
@@ -180,26 +193,23 @@ class Lane:
             why, retry = f"{self.model.name} alone takes {self.times.fastest_s * 1e3:.1f} ms", None
         else:
             why = f"{ahead} requests are before it on {self.model.name}, it would take {needed_s * 1e3:.0f} ms"
-            retry = _retry(needed_s - left_s)
+            retry = retry_s(needed_s - left_s)
         raise RequestFailedError(FailureCode.DEADLINE, f"its {ms:.0f} ms cannot be met: {why}", retry)
 
     def _wait_s(self, ahead: int, now_s: float) -> float:
-        running_s = 0.0
-        if self._running:
-            running_s = max(0.0, self._batch_began_s + self.times.seconds(len(self._running)) - now_s)
-        return self.times.wait_s(ahead, self.batch_size, running_s)
+        return self.times.wait_s(ahead, self.batch_size, self.rest_s(now_s))
 
     def _overloaded(self, now_s: float) -> RequestFailedError:
         return RequestFailedError(
             FailureCode.OVERLOADED,
             f"{len(self._queue)} requests wait for {self.model.name}, the limit is {self._max_queue}; "
             "try again later, or raise --max-queue",
-            _retry(self._wait_s(len(self._queue), now_s)),
+            retry_s(self._wait_s(len(self._queue), now_s)),
         )
 
     def _work(self, started: "asyncio.Future[None]") -> None:
         error: AecnnError | None = None
-        _let_others_first()
+        let_others_first()
         try:
             self.model.load(self.times, self._max_batch)
         except AecnnError as exc:
@@ -277,7 +287,7 @@ class Lane:
                 continue
             ms = (job.deadline_s - job.received_s) * 1e3
             why = f"its {ms:.0f} ms had passed when {self.model.name} had its turn"
-            late_s = _retry(now_s - job.deadline_s)
+            late_s = retry_s(now_s - job.deadline_s)
             outcomes.failures.append((job.future, RequestFailedError(FailureCode.DEADLINE, why, late_s)))
         return jobs
 
@@ -301,7 +311,7 @@ class Lane:
         try:
             logits = self.model.run([job.item for job in jobs if job.item is not None])
         except RunnerError as exc:
-            outcomes.failures += [(job.future, _internal(exc)) for job in jobs]
+            outcomes.failures += [(job.future, internal_failure(exc)) for job in jobs]
             return
         run_s = time.perf_counter() - began_s
         self.times.ran(len(jobs), run_s)
@@ -385,18 +395,3 @@ class Lane:
             self._loop.call_soon_threadsafe(function, *arguments)
         except RuntimeError:  # the loop was closed meanwhile: nobody waits any more
             self._stop = True
-
-
-def _let_others_first() -> None:
-    """Threads that compute, those of a runtime that this one starts included, yield to those that answer."""
-    if sys.platform == "linux":  # elsewhere it is the whole process that this would slow down
-        with suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _COMPUTE_NICE)
-
-
-def _internal(error: RunnerError) -> RequestFailedError:
-    return RequestFailedError(FailureCode.INTERNAL, str(error))
-
-
-def _retry(seconds: float) -> float:
-    return round(min(max(seconds, _SHORTEST_RETRY_S), _LONGEST_RETRY_S), 3)

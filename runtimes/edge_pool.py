@@ -44,6 +44,7 @@ class ModelPool:
         self._loaded_s: dict[Lane, float] = {}
         self._failed: dict[Lane, tuple[float, AecnnError]] = {}
         self._wanted: dict[Lane, asyncio.Task[None]] = {}
+        self._ahead: dict[Lane, asyncio.Task[None]] = {}  # that were not asked for yet
         self._turn = asyncio.Lock()
 
     @property
@@ -71,34 +72,26 @@ class ModelPool:
         self._wanted[lane] = task
         task.add_done_callback(lambda _: self._wanted.pop(lane, None))
 
+    def want_ahead(self, lane: Lane, still: Callable[[], bool]) -> None:
+        """Load ``lane`` in the background where there is room for it beside what is loaded; if not, the log says so.
+
+        ``still``: whether somebody wants it when its turn has come.
+        """
+        failed_s, _ = self._failed.get(lane, (-_RETRY_S, None))
+        recently = time.monotonic() - failed_s < _RETRY_S
+        if lane.state is LaneState.LOADED or lane in self._wanted or lane in self._ahead or recently:
+            return
+        task = asyncio.create_task(self._load_ahead(lane, still))
+        self._ahead[lane] = task
+        task.add_done_callback(lambda _: self._ahead.pop(lane, None))
+
     async def load(self, lane: Lane) -> None:
         """Load ``lane`` and wait for it. Raises what its model raises; ServeError: it alone is over the limit."""
         async with self._turn:
             if lane.state is LaneState.LOADED:
                 return
             await self._make_room(lane)
-            before_bytes, began_s = _resident_bytes(), time.monotonic()
-            try:
-                await lane.start()
-            except AecnnError as exc:
-                await _end(lane)
-                self._failed[lane] = time.monotonic(), exc
-                raise
-            self._failed.pop(lane, None)
-            grown = _resident_bytes() - before_bytes
-            self._sizes[lane] = self._known[lane] = max(grown, lane.model.file_bytes)
-            self._loaded_s[lane] = time.monotonic()
-            seconds = self._loaded_s[lane] - began_s
-            self._events.loaded(lane.model.name, seconds)
-            logger.info(
-                "loaded %s on %s in %.2f s: about %d MB, batches of %d, or %d where much waits",
-                lane.model.name,
-                lane.model.runner_name,
-                seconds,
-                self._sizes[lane] / 1e6,
-                lane.batch_size,
-                lane.busy_size,
-            )
+            await self._start(lane)
             await self._make_room(None, keep=lane)  # it may have turned out larger than its file
 
     async def free(self, lanes: Iterable[Lane]) -> None:
@@ -106,6 +99,53 @@ class ModelPool:
         for lane in lanes:
             async with self._turn:
                 await self._free(lane)
+        _give_back_memory()
+
+    async def _start(self, lane: Lane) -> None:
+        before_bytes, began_s = _resident_bytes(), time.monotonic()
+        try:
+            await lane.start()
+        except AecnnError as exc:
+            await _end(lane)
+            self._failed[lane] = time.monotonic(), exc
+            raise
+        self._failed.pop(lane, None)
+        grown = _resident_bytes() - before_bytes
+        self._sizes[lane] = self._known[lane] = max(grown, lane.model.file_bytes)
+        self._loaded_s[lane] = time.monotonic()
+        seconds = self._loaded_s[lane] - began_s
+        self._events.loaded(lane.model.name, seconds)
+        logger.info(
+            "loaded %s on %s in %.2f s: about %d MB, batches of %d, or %d where much waits",
+            lane.model.name,
+            lane.model.runner_name,
+            seconds,
+            self._sizes[lane] / 1e6,
+            lane.batch_size,
+            lane.busy_size,
+        )
+
+    async def _load_ahead(self, lane: Lane, still: Callable[[], bool]) -> None:
+        name, limit = lane.model.name, self._limit_bytes
+        async with self._turn:
+            if lane.state is LaneState.LOADED or not still():
+                return
+            wanted = max(self._known.get(lane, 0), lane.model.file_bytes)
+            if limit is not None and self.used_bytes + wanted > limit:
+                logger.info("%s is not loaded ahead: the limit of %.1f MB leaves no room for it", name, limit / 1e6)
+                return
+            try:
+                await self._start(lane)
+            except AecnnError as exc:
+                logger.error("%s cannot be loaded ahead: %s", name, exc)
+                return
+            if limit is None or self.used_bytes <= limit:
+                return
+            if lane.busy:  # asked for meanwhile, which frees others
+                await self._make_room(None, keep=lane)
+                return
+            logger.info("freed %s: it turned out larger than the room beside what was loaded", name)
+            await self._free(lane)
         _give_back_memory()
 
     async def _load_for_requests(self, lane: Lane) -> None:

@@ -7,12 +7,15 @@ import time
 from collections.abc import Hashable, MutableMapping
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from aecnn_deploy import __version__
 from aecnn_deploy.codec import coder_names, delta_names
 from aecnn_deploy.errors import RequestFailedError, WireError
 from aecnn_deploy.optional import require
 from aecnn_deploy.runtimes.edge_generation import Generation
 from aecnn_deploy.runtimes.edge_lane import Lane
+from aecnn_deploy.runtimes.edge_load import LoadTold
 from aecnn_deploy.runtimes.edge_service import Caller, EdgeService
 from aecnn_deploy.runtimes.edge_view import SPLIT
 from aecnn_deploy.runtimes.log_lines import fields
@@ -50,6 +53,7 @@ class Stream:
         self._generation: Generation | None = None  # once the HELLO has named a bundle that is served
         self._lanes: list[Lane | None] = []  # by the HELLO's variant index
         self._kept: list[KeptPlanes | None] = []  # the same
+        self._load: LoadTold | None = None  # for a device that switches between variants
         self._requests: dict[asyncio.Task[None], int] = {}  # with their ids; until the answer is sent
         client = websocket.client
         self._peer = service.observer.connected(f"{client.host}:{client.port}" if client else "a device")
@@ -144,6 +148,8 @@ class Stream:
             self._peer, name=name, software=hello.software, trace=hello.trace, verified=verified
         )
         await self._send(self._session.welcome(welcome))
+        for lane in self._used(hello).values():
+            self._service.pool.want_ahead(lane, lambda: self in self._service.streams)
         return True
 
     def _welcome(self, hello: Hello) -> Welcome:
@@ -158,6 +164,8 @@ class Stream:
         references = generation.references(known, self._max_in_flight) if differences else 0
         self._kept = [KeptPlanes(references) if lane and references else None for lane in self._lanes]
         coders = (*coder_names(), *(delta_names() if references else ()))
+        if used := self._used(hello):
+            self._load = LoadTold(used, lambda: self._service.pool.loaded, self._caller)
         return Welcome(
             wire_version=WIRE_VERSION,
             bundle_id=generation.bundle.id,
@@ -169,7 +177,16 @@ class Stream:
             runner=generation.runner_name,
             software=f"aecnn-deploy {__version__}",
             references=references,
+            load=self._load.now() if self._load else [],
         )
+
+    def _used(self, hello: Hello) -> dict[int, Lane]:
+        """The lanes of the variants that the device switches between, each once, by their index."""
+        used: dict[Lane, int] = {}
+        for index in hello.uses:
+            if index < len(self._lanes) and (lane := self._lanes[index]) is not None:
+                used.setdefault(lane, index)
+        return {index: lane for lane, index in used.items()}
 
     def _refusal(self, hello: Hello) -> tuple[RefusalCode, str] | None:
         service, mine = self._service, self._service.bundle.id
@@ -206,6 +223,8 @@ class Stream:
     async def _answer(self, request: InferReceived, received_s: float) -> None:
         try:
             result = await self._infer(request, received_s)
+            if self._load is not None:
+                result = msgspec.structs.replace(result, load=self._load.now())
             message = self._session.result(request.request_id, result)
             self._observe(request, result, len(message))
         except RequestFailedError as exc:

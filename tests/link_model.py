@@ -4,6 +4,7 @@ import random
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import ceil
 
 from aecnn_deploy.planning.link import bytes_on_link
 from aecnn_deploy.planning.link_rate import LinkRate
@@ -31,7 +32,7 @@ class LinkModel:
     in_flight: int = 1
     jitter_ms: float = 1.0
     lose_one_in: int = 0
-    batch: int = 1  # the edge answers so many together, where as many wait
+    batch_s: float = 0.0  # the edge answers at multiples of it, what there is together
     seed: int = 0
 
     def run(self, until_s: float) -> list[Seen]:
@@ -41,7 +42,6 @@ class LinkModel:
         for _ in range(3):
             rate.pinged(FIXED_MS + rng.uniform(0, 2 * self.jitter_ms), 0.0)
         answers: deque[tuple[float, int, float]] = deque()  # when, request id, the edge's seconds
-        arrived: list[tuple[float, int]] = []
         seen, free_s, number, at_s, answered_s = [], 0.0, 0, 0.0, 0.0
         while at_s < until_s:
             while answers and (answers[0][0] <= at_s or len(answers) >= self.in_flight):
@@ -58,13 +58,14 @@ class LinkModel:
             free_s = self._through_s(max(at_s, free_s))
             if self.lose_one_in and rng.randrange(self.lose_one_in) == 0:
                 free_s += 0.2
-            arrived.append((free_s, number))
             ready_s = max(free_s, answered_s) + 0.012
+            if self.batch_s:
+                ready_s = ceil(ready_s / self.batch_s) * self.batch_s
             answered_s = ready_s
             done_s = ready_s + (FIXED_MS + rng.uniform(0, 2 * self.jitter_ms)) / 1e3
             done_s = max(done_s, answers[-1][0] if answers else 0.0)  # TCP keeps the order
             answers.append((done_s, number, ready_s - free_s))
-            at_s = max(at_s, (number) / self.frames_per_s)
+            at_s = max(at_s, number / self.frames_per_s)
         return seen
 
     def _through_s(self, began_s: float) -> float:

@@ -14,6 +14,7 @@ import pytest
 from aecnn_deploy.bundle.reader import Bundle, open_bundle
 from aecnn_deploy.codec import PlaneDecoder, PlaneDictionary, PlaneEncoder, coder_names, delta_names
 from aecnn_deploy.errors import CodecError
+from aecnn_deploy.planning.link import bytes_on_link
 from aecnn_deploy.runtimes.coder_choice import CoderChoice, LinkRate, Reference
 from aecnn_deploy.runtimes.device_client import DeviceSettings, run_device
 from tests.bundles import command, make_bundle, make_photos, serving
@@ -163,7 +164,8 @@ def test_the_chosen_coder_has_the_least_sum_and_its_frame_decodes() -> None:
         name, encoded = choice.encode(planes, MEGABIT / megabits)
         np.testing.assert_array_equal(PlaneDecoder(planes.shape, 8).decode(encoded.coder_id, encoded.payload), planes)
         for cost in choice.costs(MEGABIT / megabits):
-            assert cost.total_ms == pytest.approx(cost.encode_ms + cost.bytes * MEGABIT / megabits + cost.decode_ms)
+            send_ms = bytes_on_link(36 + cost.bytes) * MEGABIT / megabits
+            assert cost.total_ms == pytest.approx(cost.encode_ms + send_ms + cost.decode_ms)
         assert name in coder_names()
     assert name == "jpegls"  # at 10 kbit/s bytes are all that counts
 
@@ -195,7 +197,7 @@ def test_a_rate_is_what_time_grows_by_with_bytes() -> None:
     for took_ms in (4.0, 2.0, 9.0):
         rate.pinged(took_ms)
     for index in range(40):
-        rate.heard(1000 + index, 2.0 + (1000 + index) * MEGABIT + (30.0 if index % 3 == 0 else 0.0))
+        rate.heard(1000 + index, 2.0 + bytes_on_link(1000 + index) * MEGABIT + (30.0 if index % 3 == 0 else 0.0))
     assert rate.ms_per_byte == pytest.approx(MEGABIT, rel=1e-3)
     assert rate.frames == 32
 

@@ -55,8 +55,25 @@ CONTROL = {
         0,
         Welcome(1, BUNDLE, VARIANTS, [*CODER_NAMES, "delta-zstd"], 4, 8388608, 8388608, "onnxruntime", SOFTWARE, 5),
     ),
+    "hello-uses": (Kind.HELLO, 0, Hello(BUNDLE, [1], VARIANTS, CODER_NAMES, SOFTWARE, uses=[0, 1])),
+    "welcome-load": (
+        Kind.WELCOME,
+        0,
+        Welcome(
+            *(1, BUNDLE, VARIANTS, CODER_NAMES, 4, 8388608, 8388608, "onnxruntime", SOFTWARE),
+            load=[(0, 0.0, 12.5)],
+        ),
+    ),
     "refused": (Kind.REFUSED, 0, Refused(RefusalCode.BUNDLE_MISMATCH, "this edge serves bundle 3f3f3f3f3f3f")),
     "result": (Kind.RESULT, 1, Result([(281, 0.75), (282, 0.125)], 0.25, 0.5, 12.5, 13.5, 2, VARIANTS[1])),
+    "result-load": (
+        Kind.RESULT,
+        2,
+        Result(
+            *([(281, 0.75)], 0.25, 0.5, 12.5, 13.5, 2, VARIANTS[1], 1),
+            load=[(0, 1.25, 12.5), (1, 0.0, 40.0)],
+        ),
+    ),
     "failed": (Kind.FAILED, 2, Failed(FailureCode.BAD_PAYLOAD, TOO_LONG)),
     "failed-retry": (Kind.FAILED, 3, Failed(FailureCode.OVERLOADED, "64 requests wait", 0.5)),
     "failed-reference": (
