@@ -9,10 +9,12 @@ from dataclasses import dataclass
 
 from aecnn_deploy.bundle.reader import Bundle
 from aecnn_deploy.errors import PlanError, RequestFailedError
+from aecnn_deploy.planning.link import bytes_on_link
 from aecnn_deploy.planning.link_rate import LinkRate
 from aecnn_deploy.planning.live_candidates import Ranking, ranking
 from aecnn_deploy.planning.live_choice import Choice, LiveChoice
-from aecnn_deploy.planning.live_forecast import CoderEstimate, EdgeNow, LinkNow, UnderWay, drained_in_ms
+from aecnn_deploy.planning.live_forecast import CoderEstimate, EdgeNow
+from aecnn_deploy.planning.live_link import LinkNow, SlowerFirst, UnderWay, drained_in_ms
 from aecnn_deploy.runtimes.device_heads import DeviceHeads, sample_frame
 from aecnn_deploy.runtimes.device_settings import DeviceSettings
 from aecnn_deploy.runtimes.edge_load_told import EdgeLoad
@@ -20,6 +22,8 @@ from aecnn_deploy.runtimes.frame_failure import Failure
 from aecnn_deploy.runtimes.moving_frame import MovingFrame, Sent
 from aecnn_deploy.runtimes.plane_coders import PlaneCoders
 from aecnn_deploy.wire import Result
+
+_FIRST_ANSWER_MS = 20.0  # that an edge may take for the first one
 
 logger = logging.getLogger("aecnn_deploy.device")
 
@@ -68,6 +72,7 @@ class LiveVariants:
         self._found, self._deadline_ms, self._explain, self._rate = found, settings.deadline_ms, settings.explain, rate
         self._live = LiveChoice(found.candidates, self._deadline_ms)
         self._through_s = float("-inf")  # when the last answered message had passed the link
+        self._seen, self._answers = SlowerFirst(), 0
         self._heads: DeviceHeads | None = None
 
     def begin(self, bundle: Bundle, heads: DeviceHeads, coders: PlaneCoders, *, local_s: float | None) -> None:
@@ -134,6 +139,7 @@ class LiveVariants:
 
     def answered_locked(self, sent: Sent, result: Result, now_s: float) -> None:
         """The edge answered, in time or not."""
+        self._answers += 1
         fixed_s = (self._rate.fixed_ms or 0.0) / 1e3
         self._through_s = max(self._through_s, now_s - result.total_ms / 1e3 - fixed_s)
         self._live.forecaster.answered(sent.variant, queue_ms=result.queue_ms, tail_ms=result.tail_ms)
@@ -146,14 +152,20 @@ class LiveVariants:
         rate = self._rate
         under_way = [UnderWay(sent.wire_bytes, sent.began_s) for sent in flow.sents]
         under_way += [UnderWay(_message_bytes(frame), None) for frame in flow.unsent]
-        free_ms = drained_in_ms(under_way, rate.ms_per_byte, now_s, self._through_s)
+        estimate, measured = rate.ms_per_byte, rate.frames > 0
+        if flow.sents and not measured:  # no faster than the oldest message has been without an answer
+            oldest = flow.sents[0]
+            waited_ms = (now_s - oldest.began_s) * 1e3 - (rate.fixed_ms or 0.0) - _FIRST_ANSWER_MS
+            estimate = max(estimate, waited_ms / bytes_on_link(oldest.wire_bytes))
+        ms_per_byte = self._seen.ms_per_byte(estimate, self._answers, idle=not flow.sents)
+        free_ms = drained_in_ms(under_way, ms_per_byte, now_s, self._through_s)
         # Where as many are in flight as may be, the next one waits for an answer.
         over = len(flow.sents) + len(flow.unsent) - flow.most
         if flow.most and over >= 0:
             expected_s = sorted(_expected_s(sent.frame) for sent in flow.sents)
             if expected_s:
                 free_ms = max(free_ms, (expected_s[min(over, len(expected_s) - 1)] - now_s) * 1e3)
-        return LinkNow(rate.ms_per_byte, rate.spread_ms_per_byte, rate.fixed_ms or 0.0, free_ms)
+        return LinkNow(ms_per_byte, rate.spread_ms_per_byte, rate.fixed_ms or 0.0, free_ms, measured)
 
     def _edge(self, flow: Flow, now_s: float) -> EdgeNow:
         busy_ms: dict[int, float] = {}

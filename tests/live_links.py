@@ -9,7 +9,8 @@ from aecnn_deploy.planning.link import bytes_on_link
 from aecnn_deploy.planning.link_rate import LinkRate
 from aecnn_deploy.planning.live_candidates import Candidate
 from aecnn_deploy.planning.live_choice import Choice, LiveChoice
-from aecnn_deploy.planning.live_forecast import CoderEstimate, EdgeNow, LinkNow, UnderWay, drained_in_ms
+from aecnn_deploy.planning.live_forecast import CoderEstimate, EdgeNow
+from aecnn_deploy.planning.live_link import LinkNow, SlowerFirst, UnderWay, drained_in_ms
 
 
 def candidates(*accuracies: float) -> tuple[Candidate, ...]:
@@ -65,7 +66,7 @@ class World:
     def __post_init__(self) -> None:
         self.random = random.Random(self.seed)
         self.live = LiveChoice(candidates(*self.accuracies), self.deadline_ms)
-        self.rate = LinkRate()
+        self.rate, self.seen, self.answers = LinkRate(), SlowerFirst(), 0
         self.rate.pinged(self.fixed_ms, 0.0)
         for index, size in enumerate(self.sizes):
             self.live.forecaster.ran_head(index, self.head_ms)
@@ -89,12 +90,9 @@ class World:
             rate.waiting(oldest.wire_bytes, (now_s - since_s) * 1e3 - oldest.edge_ms, now_s)
         else:
             rate.waiting(0, 0.0, now_s)
-        return LinkNow(
-            rate.ms_per_byte,
-            rate.spread_ms_per_byte,
-            rate.fixed_ms or 0.0,
-            drained_in_ms(waiting, rate.ms_per_byte, now_s, self.heard_through_s),
-        )
+        ms_per_byte = self.seen.ms_per_byte(rate.ms_per_byte, self.answers, idle=not waiting)
+        free_in_ms = drained_in_ms(waiting, ms_per_byte, now_s, self.heard_through_s)
+        return LinkNow(ms_per_byte, rate.spread_ms_per_byte, rate.fixed_ms or 0.0, free_in_ms, rate.frames > 0)
 
     def _frame(self, captured_s: float) -> Told:
         now_s = captured_s + 0.001
@@ -125,6 +123,7 @@ class World:
     def _hear(self, now_s: float) -> None:
         while self.under_way and self.under_way[0].answered_s <= now_s:
             message = self.under_way.popleft()
+            self.answers += 1
             forecast = message.choice.forecast
             assert forecast is not None
             since_s = max(message.began_s, self.heard_through_s)

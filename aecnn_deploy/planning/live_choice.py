@@ -1,9 +1,9 @@
 """Which variant and coder for this frame: the most accurate one whose forecast fits into what is left of the deadline.
 
 Hysteresis, so that the choice does not flap: down to a less accurate variant at once where the one in use no longer
-fits, up only after a better one has fitted with room to spare for a while. A way up that did not hold makes the next
-one wait longer. What only one frame is late by (it waited for the head, a message is ahead of it) changes the choice
-for that frame, not the variant in use. Pure: no clock and no I/O, the caller says what time it is.
+fits, up only after a better one has fitted for a while: the less room it leaves, the longer. A way up that did not
+hold makes the next one wait longer. What only one frame is late by (it waited for the head, a message is ahead of it)
+changes the choice for that frame, not the variant in use. Pure: no clock and no I/O, the caller says what time it is.
 """
 
 from collections.abc import Sequence
@@ -11,13 +11,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from aecnn_deploy.planning.live_candidates import Candidate
-from aecnn_deploy.planning.live_forecast import EdgeNow, Forecast, Forecaster, LinkNow
+from aecnn_deploy.planning.live_forecast import EdgeNow, Forecast, Forecaster
+from aecnn_deploy.planning.live_link import LinkNow
 
 _NEW = 0.25  # weight of a frame's delay against the mean of those before
 _ROOM_SHARE = 0.1  # of the deadline: to spare for a way up,
 _MUCH_SHARE = 0.25  # and where a way up that failed is no reason to wait longer
-_HOLD_S, _UNSURE_S, _LONGEST_S = 0.4, 1.0, 8.0  # it must be there for so long
-_PROVEN_S = 5.0  # a way up that held for so long was right
+_HOLD_S, _UNSURE_S, _TIGHT_S = 0.4, 1.0, 2.0  # it must be there for so long: surely, with room to spare, at all
+_LONGEST_S, _LONGEST_TIGHT_S = 8.0, 60.0  # the same after ways up that failed
+_PROVEN_S = 10.0  # a way up that held for so long was right
 _OTHER_LINK = 3.0  # times slower than at the way up: the link has changed, and the way up was right
 _TRY_S = 0.5  # where nothing fits, one frame in so long is tried,
 _TRY_ANYWAY_S = 2.0  # and in so long where the one before it has no answer yet
@@ -114,11 +116,13 @@ class LiveChoice:
         self._deadline_ms = deadline_ms
         self._current: int | None = None  # the variant in use; None: none fits
         self._usual_ms: float | None = None  # what a frame has spent when the head takes it
-        self._room_since_s: dict[int, float] = {}  # by variant: fits with room to spare since
+        self._fits_since_s: dict[int, float] = {}  # by variant: fits since
+        self._room_since_s: dict[int, float] = {}  # with room to spare
         self._sure_since_s: dict[int, float] = {}  # the same, even if the link is worse than it seems
-        self._hold_s = _HOLD_S
+        self._hold_s, self._tight_s = _HOLD_S, _TIGHT_S
         self._up_s: float | None = None  # the last way up, as long as it is not proven
         self._up_ms_per_byte = 0.0
+        self._guessed = False  # the variant in use is what is tried first
         self._sent_s = float("-inf")  # the last frame that anything was chosen for
         self.switches = 0  # of the variant in use
 
@@ -175,13 +179,22 @@ class LiveChoice:
         room_ms = {forecast.candidate.index: left_ms - _steady_ms(forecast) for forecast in forecasts}
         doubt_ms = {forecast.candidate.index: forecast.doubt_ms for forecast in forecasts}
         spare_ms = _ROOM_SHARE * self._deadline_ms
+        _follow(self._fits_since_s, {index for index, room in room_ms.items() if room >= 0}, now_s)
         _follow(self._room_since_s, {index for index, room in room_ms.items() if room >= spare_ms}, now_s)
         sure = {index for index, room in room_ms.items() if room - doubt_ms[index] >= spare_ms}
         _follow(self._sure_since_s, sure, now_s)
         if self._up_s is not None and now_s - self._up_s >= _PROVEN_S:
-            self._up_s, self._hold_s = None, max(_HOLD_S, self._hold_s / 2)
+            self._up_s = None
+            self._hold_s, self._tight_s = max(_HOLD_S, self._hold_s / 2), max(_TIGHT_S, self._tight_s / 2)
         names = {forecast.candidate.index: forecast.candidate.variant for forecast in forecasts}
         order = list(names)
+        if not link.measured:
+            fastest = min(forecasts, key=lambda forecast: forecast.rest_ms, default=None)
+            self._current = fastest.candidate.index if fastest is not None else None
+            self._guessed = True
+            return "the link is not known yet: the fastest first"
+        if self._guessed:
+            self._current, self._guessed = None, False
         current = self._current
         if current is None or current not in names or room_ms[current] < 0:
             return self._leave(order, names, room_ms, sure, link, now_s)
@@ -191,6 +204,7 @@ class LiveChoice:
             ways = (
                 (self._sure_since_s.get(index), _HOLD_S if much else self._hold_s),
                 (self._room_since_s.get(index), max(_UNSURE_S, self._hold_s)),
+                (self._fits_since_s.get(index), self._tight_s),
             )
             for since_s, hold_s in ways:
                 if since_s is None:
@@ -198,7 +212,7 @@ class LiveChoice:
                 if now_s - since_s >= hold_s:
                     self._use(index)
                     self._up_s, self._up_ms_per_byte = now_s, link.ms_per_byte
-                    return f"up to {names[index]}, which fits with room to spare since {hold_s:g} s"
+                    return f"up to {names[index]}, which fits since {hold_s:g} s and more"
                 waits.append((names[index], now_s - since_s, hold_s))
         if waits:
             name, waited_s, hold_s = waits[0]
@@ -225,6 +239,7 @@ class LiveChoice:
         if self._up_s is not None and current is not None:
             if link.ms_per_byte < _OTHER_LINK * self._up_ms_per_byte:
                 self._hold_s = min(_LONGEST_S, self._hold_s * 2)
+                self._tight_s = min(_LONGEST_TIGHT_S, self._tight_s * 2)
             self._up_s = None
         self._use(chosen)
         if chosen is None:

@@ -14,6 +14,7 @@ from typing import Protocol
 from aecnn_deploy.codec import DELTA_CODERS
 from aecnn_deploy.planning.link import bytes_on_link
 from aecnn_deploy.planning.live_candidates import Candidate
+from aecnn_deploy.planning.live_link import LinkNow
 
 _HEADS = 9  # runs of a head that its time is the median of
 _NEW = 0.25  # weight of a new measurement against the mean of those before
@@ -47,16 +48,6 @@ class TailLoad(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class LinkNow:
-    """The uplink. ``ms_per_byte``: of bytes on the link. ``free_in_ms``: when it has carried what is under way."""
-
-    ms_per_byte: float
-    spread_ms_per_byte: float
-    fixed_ms: float  # an empty message there and back
-    free_in_ms: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
 class EdgeNow:
     """The edge. ``loads``: by variant, only of those that it has loaded; empty: it does not tell.
 
@@ -66,14 +57,6 @@ class EdgeNow:
     loads: Mapping[int, TailLoad] = field(default_factory=dict)
     age_s: float = 0.0  # of what it told
     busy_in_ms: Mapping[int, float] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class UnderWay:
-    """An own message. ``began_s``: when it was sent; None: it will be."""
-
-    message_bytes: float
-    began_s: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,20 +99,6 @@ class Forecast:
     def rest_ms(self) -> float:
         """What must fit into the time that is left."""
         return self.expected_ms + self.margin_ms
-
-
-def drained_in_ms(
-    under_way: Sequence[UnderWay], ms_per_byte: float, now_s: float, through_s: float = float("-inf")
-) -> float:
-    """When a link that carries one message after the other is through with ``under_way``, in the order of sending.
-
-    ``through_s``: when the last answered one was through. 0: it is free.
-    """
-    free_s = through_s
-    for message in under_way:
-        began_s = now_s if message.began_s is None else message.began_s
-        free_s = max(free_s, began_s) + bytes_on_link(message.message_bytes) * ms_per_byte / 1e3
-    return max(0.0, (free_s - now_s) * 1e3)
 
 
 class PredictionError:

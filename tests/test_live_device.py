@@ -1,0 +1,205 @@
+"""A device that chooses a variant for each frame, with a real edge behind a link whose rate changes."""
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from aecnn_deploy.bundle.reader import Bundle, open_bundle
+from aecnn_deploy.errors import PlanError, SettingsError
+from aecnn_deploy.runtimes.device_client import DeviceSettings, RunReport
+from aecnn_deploy.runtimes.sources import SourceImage
+from tests.bundles import Edge, TinyVariant, command, make_bundle, make_photos, one_line, serving
+from tests.device_runs import assert_each_once, failures, frames, run
+from tests.link_proxy import LinkProxy, LinkSettings
+
+SIDE = 128
+# 131, 33 and 2 kB as raw planes: 52, 13 and 0.8 ms at 20 Mbit/s.
+LARGE = TinyVariant("large", 32, 2, 8, accuracy=0.9)
+MIDDLE = TinyVariant("middle", 8, 2, 8, accuracy=0.8)
+SMALL = TinyVariant("small", 8, 8, 8, accuracy=0.6)
+DEADLINE_MS, EVERY_S = 150.0, 0.1
+FAST_BPS, SLOW_BPS = 40e6, 1.2e6
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    path = tmp_path_factory.mktemp("live") / "bundle"
+    make_bundle(path, variants=(MIDDLE, LARGE, SMALL), size=SIDE)
+    return open_bundle(path)
+
+
+@pytest.fixture(scope="module")
+def photo(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    return make_photos(tmp_path_factory.mktemp("photos"), 1)[0].read_bytes()
+
+
+@pytest.fixture(scope="module")
+def edge(bundle: Bundle) -> Iterator[Edge]:
+    with serving(bundle.path, "--preload", "all") as running:
+        yield running
+
+
+def paced(photo: bytes, count: int, every_s: float = EVERY_S) -> Iterator[SourceImage]:
+    """A camera: a frame every so long, of when it is given."""
+    began_s = time.perf_counter()
+    for number in range(count):
+        time.sleep(max(0.0, began_s + number * every_s - time.perf_counter()))
+        yield SourceImage(f"frame{number}", photo)
+
+
+def drive(bundle: Bundle, edge: Edge, photo: bytes, **options: object) -> RunReport:
+    """Two seconds of a good link, two of a bad one, three of a good one."""
+    with LinkProxy(edge.port, LinkSettings(rate_bps=FAST_BPS)) as link:
+        changes = [threading.Timer(2.0, link.set_rate, [SLOW_BPS]), threading.Timer(4.0, link.set_rate, [FAST_BPS])]
+
+        def images() -> Iterator[SourceImage]:
+            for change in changes:
+                change.start()
+            yield from paced(photo, 70)
+
+        try:
+            return run(bundle, link.url, images(), live=True, deadline_ms=DEADLINE_MS, coder="raw", **options)
+        finally:
+            for change in changes:
+                change.cancel()
+
+
+def worth(report: RunReport) -> float:
+    """Share of frames in time, each counted by its variant's accuracy."""
+    accuracy = {variant.id: variant.accuracy or 0.0 for variant in (LARGE, MIDDLE, SMALL)}
+    return sum(accuracy[image.variant] for image in report.images if image.status == "ok") / len(report.images)
+
+
+def used(report: RunReport, begin: int, end: int) -> set[str]:
+    return {image.variant for image in report.images[begin:end] if image.status == "ok"}
+
+
+def test_a_drop_and_a_rise_are_followed_and_it_is_worth_it(bundle: Bundle, edge: Edge, photo: bytes) -> None:
+    report = drive(bundle, edge, photo, explain=True)
+    assert_each_once(report, 70)
+    assert "large" in used(report, 3, 20)
+    assert "small" in used(report, 25, 40)
+    assert "large" not in used(report, 27, 40)
+    assert "large" in used(report, 65, 70)
+    assert sum(image.status == "ok" for image in report.images) >= 50
+    fixed = drive(bundle, edge, photo, variant="large")
+    assert worth(report) > worth(fixed)
+    assert {image.choice for image in fixed.images} == {None}
+    for image in report.images:
+        if image.choice is not None and image.status == "ok":
+            (row,) = [row for row in image.choice["candidates"] if row["chosen"]]
+            assert (row["variant"], row["coder"]) == (image.variant, "raw")
+            assert row["fits"] or image.choice["trial"]
+    assert report.coders is None  # the coder is fixed
+
+
+@pytest.mark.parametrize("fallback", ["none", "local"])
+def test_where_nothing_fits_frames_fail_at_once_or_run_here(
+    bundle: Bundle, edge: Edge, photo: bytes, fallback: str
+) -> None:
+    with LinkProxy(edge.port, LinkSettings(rate_bps=30e3)) as link:  # the small one takes half a second
+        report = run(
+            bundle, link.url, paced(photo, 40, 0.05), live=True, deadline_ms=120.0, coder="raw", fallback=fallback
+        )
+    assert_each_once(report, 40)
+    rest = report.images[10:]
+    if fallback == "none":
+        assert "nothing-fits" in failures(report)
+        named = [image for image in rest if image.failure == "nothing-fits"]
+        assert len(named) >= 20
+        assert all("the fastest, small, would take" in (image.error or "") for image in named)
+    else:
+        assert sum(image.path == "local" and image.status == "ok" for image in rest) >= 25
+        assert "nothing-fits" in {image.fallback for image in rest}
+
+
+def test_every_frame_is_run_by_the_variant_that_it_says(bundle: Bundle, edge: Edge, photo: bytes) -> None:
+    alone = {
+        variant: run(bundle, edge.url, frames(photo, 1), variant=variant).images[0] for variant in ("large", "small")
+    }
+    for least, variant in ((0.85, "large"), (None, "small")):
+        options = {} if least is None else {"min_accuracy": least}
+        link = LinkSettings(rate_bps=100e6 if variant == "large" else 2e6)
+        with LinkProxy(edge.port, link) as proxy:
+            report = run(bundle, proxy.url, paced(photo, 20), live=True, deadline_ms=250.0, coder="raw", **options)
+        last = report.images[-1]
+        assert (last.variant, last.status) == (variant, "ok")
+        assert (last.index, last.score) == pytest.approx((alone[variant].index, alone[variant].score), abs=1e-4)
+
+
+def test_differences_refer_to_the_variant_s_own_frames(bundle: Bundle, edge: Edge, photo: bytes) -> None:
+    alone = {
+        name: run(bundle, edge.url, frames(photo, 1), variant=name).images[0] for name in ("large", "middle", "small")
+    }
+    with LinkProxy(edge.port, LinkSettings(rate_bps=FAST_BPS)) as link:
+        change = threading.Timer(1.0, link.set_rate, [0.3e6])
+        change.start()
+        report = run(bundle, link.url, paced(photo, 40, 0.06), live=True, deadline_ms=DEADLINE_MS, coder="delta-zstd")
+        change.cancel()
+    answered = [image for image in report.images if image.status == "ok"]
+    assert "delta-zstd" in {image.coder for image in answered}
+    assert not failures(report) & {"bad-payload", "no-reference", "head-failed"}
+    for image in answered:
+        assert image.index == alone[image.variant].index
+
+
+class TestAtTheStart:
+    def test_a_deadline_that_no_head_keeps_is_refused(self, tmp_path: Path, photo: bytes) -> None:
+        slow = tuple(TinyVariant(f"slow{loops}", 4, 4, 8, head_loops=loops, accuracy=0.5) for loops in (20, 60))
+        make_bundle(tmp_path / "bundle", variants=slow)
+        heavy = open_bundle(tmp_path / "bundle")
+        with serving(heavy.path) as there:
+            with pytest.raises(
+                PlanError, match="the fastest head here, of slow20, takes .* ms, and the deadline is 2 ms"
+            ):
+                run(heavy, there.url, frames(photo, 1), deadline_ms=2.0)
+            report = run(heavy, there.url, frames(photo, 3), deadline_ms=50.0, fallback="local")
+        assert {image.status for image in report.images} == {"ok"}
+
+    def test_settings_that_do_not_go_together_are_refused(self, bundle: Bundle) -> None:
+        url = "ws://127.0.0.1:9"
+        for options, why in (
+            ({"min_accuracy": 0.5}, "needs --deadline-ms"),
+            ({"min_accuracy": 1.5, "deadline_ms": 9.0}, "expected 0 to 1"),
+            ({"min_accuracy": 0.5, "deadline_ms": 9.0, "variant": "small"}, "drop either"),
+        ):
+            with pytest.raises(SettingsError, match=why):
+                DeviceSettings(url, **options)  # type: ignore[arg-type]
+        with pytest.raises(SettingsError, match=r"the best, large, has accuracy 0\.9"):
+            run(bundle, url, [], deadline_ms=9.0, min_accuracy=0.95)
+
+
+class TestCommand:
+    def test_explain_prints_the_reasoning_in_80_columns(self, bundle: Bundle, edge: Edge, tmp_path: Path) -> None:
+        photos = make_photos(tmp_path / "photos", 4)[0].parent
+        words = ("run-device", str(bundle.path), "--edge", edge.url, "--source", str(photos), "--deadline-ms", "2000")
+        done = command(*words, "--explain")
+        assert done.returncode == 0, done.stderr
+        lines = done.stdout.decode().splitlines()
+        assert max(map(len, lines)) <= 80
+        assert sum(line.startswith("> large") for line in lines) >= 2
+        assert any("of 2000 ms spent; link" in line for line in lines)
+        assert "coders of large:" in lines
+        assert lines[-1].endswith("is expected to be done first")
+        told = json.loads(command(*words, "--explain", "--json").stdout)
+        assert [image["choice"]["variant"] for image in told["images"]] == ["large"] * 4
+        assert told["coder_choice"]["variant"] == "large"
+        silent = json.loads(command(*words, "--json").stdout)
+        assert [image["choice"] for image in silent["images"]] == [None] * 4
+
+    def test_a_bundle_without_figures_runs_its_first_variant_and_says_so(self, tmp_path: Path) -> None:
+        make_bundle(tmp_path / "bundle", agreement=None)
+        photos = make_photos(tmp_path / "photos", 1)[0].parent
+        with serving(tmp_path / "bundle") as there:
+            words = ("run-device", str(tmp_path / "bundle"), "--edge", there.url, "--source", str(photos))
+            done = command(*words, "--deadline-ms", "2000", "--json")
+            refused = command(*words, "--deadline-ms", "2000", "--min-accuracy", "0.5")
+        assert done.returncode == 0
+        assert json.loads(done.stdout)["images"][0]["variant"] == "tiny-l1-v2-u8"
+        assert "states no accuracy of its variants" in one_line(done.stderr)
+        assert refused.returncode == 2
+        assert "fix one of them with --variant" in one_line(refused.stderr)
