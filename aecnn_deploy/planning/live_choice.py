@@ -21,6 +21,9 @@ _HOLD_S, _UNSURE_S, _TIGHT_S = 0.4, 1.0, 2.0  # it must be there for so long: su
 _LONGEST_S, _LONGEST_TIGHT_S = 8.0, 60.0  # the same after ways up that failed
 _PROVEN_S = 10.0  # a way up that held for so long was right
 _OTHER_LINK = 3.0  # times slower than at the way up: the link has changed, and the way up was right
+_UNKNOWN_TIMES = 5.0  # slower than is guessed: what a link may be that nothing is known of
+_SMALL_MS = 4.0  # on the link: messages of so little do not show its rate, as answers are late by as much
+_MORE_TIMES, _MORE_FRAMES, _MORE_S, _MORE_LONGEST_S = 4.0, 2, 1.0, 16.0  # faster it may be; tries; how often they are
 _TRY_S = 0.5  # where nothing fits, one frame in so long is tried,
 _TRY_ANYWAY_S = 2.0  # and in so long where the one before it has no answer yet
 
@@ -122,6 +125,7 @@ class LiveChoice:
         self._hold_s, self._tight_s = _HOLD_S, _TIGHT_S
         self._up_s: float | None = None  # the last way up, as long as it is not proven
         self._up_ms_per_byte = 0.0
+        self._more_s, self._more_left, self._more_next_s = _MORE_S, 0, float("-inf")  # tries with larger messages
         self._guessed = False  # the variant in use is what is tried first
         self._sent_s = float("-inf")  # the last frame that anything was chosen for
         self.switches = 0  # of the variant in use
@@ -159,9 +163,32 @@ class LiveChoice:
                     chosen, trial = fastest, True
             if chosen is None or trial:
                 state = f"nothing fits; one frame in {_TRY_S:g} s is tried" + (": this one" if trial else "")
+        elif (more := self._more(forecasts, chosen, left_ms, link, now_s)) is not None:
+            chosen, trial, state = more, True, f"{state}; this frame is larger, to see what the link does with more"
         if chosen is not None:
             self._sent_s = now_s
         return Choice(chosen, trial, forecasts, elapsed_ms, self._deadline_ms, link, state)
+
+    def _more(
+        self, forecasts: Sequence[Forecast], chosen: Forecast, left_ms: float, link: LinkNow, now_s: float
+    ) -> Forecast | None:
+        """The next better variant, where the one in use is too small to tell whether the link has room for it."""
+        if self._more_next_s == float("-inf"):
+            self._more_next_s = now_s + self._more_s
+        place = forecasts.index(chosen)
+        if place == 0 or chosen.send_ms >= _SMALL_MS or link.free_in_ms > 0 or not link.measured:
+            return None
+        better = forecasts[place - 1]
+        saved_ms = better.send_ms * (1 - 1 / _MORE_TIMES)
+        if better.rest_ms - saved_ms > left_ms or better.rest_ms > 2 * self._deadline_ms:
+            return None
+        if not self._more_left:
+            if now_s < self._more_next_s:
+                return None
+            self._more_left, self._more_s = _MORE_FRAMES, min(_MORE_LONGEST_S, self._more_s * 2)
+            self._more_next_s = now_s + self._more_s
+        self._more_left -= 1
+        return better
 
     def _may_try(self, now_s: float, *, idle: bool) -> bool:
         return now_s - self._sent_s >= (_TRY_S if idle else _TRY_ANYWAY_S)
@@ -189,10 +216,11 @@ class LiveChoice:
         names = {forecast.candidate.index: forecast.candidate.variant for forecast in forecasts}
         order = list(names)
         if not link.measured:
-            fastest = min(forecasts, key=lambda forecast: forecast.rest_ms, default=None)
-            self._current = fastest.candidate.index if fastest is not None else None
-            self._guessed = True
-            return "the link is not known yet: the fastest first"
+            beside_ms = {f.candidate.index: room_ms[f.candidate.index] + f.send_ms for f in forecasts}
+            slow = [f for f in forecasts if f.send_ms * _UNKNOWN_TIMES <= beside_ms[f.candidate.index]]
+            first = slow[0] if slow else min(forecasts, key=lambda forecast: forecast.rest_ms, default=None)
+            self._current, self._guessed = first.candidate.index if first is not None else None, True
+            return "the link is not known yet"
         if self._guessed:
             self._current, self._guessed = None, False
         current = self._current
@@ -212,6 +240,7 @@ class LiveChoice:
                 if now_s - since_s >= hold_s:
                     self._use(index)
                     self._up_s, self._up_ms_per_byte = now_s, link.ms_per_byte
+                    self._more_s, self._more_left, self._more_next_s = _MORE_S, 0, now_s + _MORE_S
                     return f"up to {names[index]}, which fits since {hold_s:g} s and more"
                 waits.append((names[index], now_s - since_s, hold_s))
         if waits:
