@@ -96,9 +96,8 @@ class FrameDesk:
         """A new frame, which has an outcome sooner or later from now on."""
         deadline_ms = self.settings.deadline_ms
         deadline_s = None if deadline_ms is None else captured_s + deadline_ms / 1e3
-        frame = MovingFrame(
-            self.ledger.capture(), source, captured_s, deadline_s, self._variant, alone=self._one_by_one
-        )
+        number, alone = self.ledger.capture(), self._one_by_one
+        frame = MovingFrame(number, source, captured_s, deadline_s, self._variant, alone=alone)
         self._open[frame.number] = frame
         return frame
 
@@ -358,9 +357,7 @@ class FrameDesk:
             self.settle_locked(frame, self._failed(frame, Failure.INTERRUPTED, INTERRUPTED))
 
     def _failed(self, frame: MovingFrame, failure: Failure, why: str) -> ImageReport:
-        return ImageReport(
-            frame.source, "failed", frame.variant.id, choice=frame.told_choice, error=why, failure=failure
-        )
+        return ImageReport(frame.source, "failed", frame.variant.id, frame.told_choice, why, failure)
 
     def _waiting(self) -> "chain[MovingFrame]":
         return chain(self.to_head, self.to_link, self.again)
@@ -383,9 +380,8 @@ class FrameDesk:
             return frame.deadline_s
         margin_s = _LOCAL_SHARE * (frame.deadline_s - frame.captured_s)
         late_s = frame.deadline_s - self._local.cost_s * _LOCAL_MARGIN - margin_s
-        if frame.choice is not None and frame.choice.forecast is not None and not frame.choice.trial:
-            # It was chosen as it fits, and that may be after there is time for the unsplit model.
-            late_s = max(late_s, min(frame.deadline_s, frame.captured_s + frame.choice.promised_ms / 1e3))
+        if frame.choice is not None and not frame.choice.trial and frame.captured_s + frame.choice.promised_s > late_s:
+            return frame.deadline_s  # it was chosen as the edge is in time, after the unsplit model would be
         return late_s if late_s > frame.captured_s else frame.deadline_s
 
     def _local_in_time(self, frame: MovingFrame, now_s: float) -> bool:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-_NAME = 19
+_NAME = 16
 _COLUMNS = ("head", "code", "send", "queue", "tail", "marg.")
 
 
@@ -55,7 +55,7 @@ def choice_lines(source: str, choice: dict[str, Any]) -> Iterator[str]:
         cells = "".join(f" {_short(value):>5}" for value in times)
         verdict = "yes" if row["fits"] else f"{_short(-choice['deadline_ms'] + row['total_ms'])} late"
         mark = ">" if row["chosen"] else " "
-        yield f"{mark} {name:<{_NAME}} {row['accuracy']:5.3f}{cells} {_short(row['total_ms']):>7}  {verdict}"
+        yield f"{mark} {name:<{_NAME}} {row['accuracy']:5.3f}{cells} {_short(row['total_ms']):>7}  {verdict}"[:80]
     yield from _wrapped(f"  {choice['state']}")
 
 

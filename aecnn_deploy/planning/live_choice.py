@@ -54,9 +54,9 @@ class Choice:
         return self.elapsed_ms + self.forecast.expected_ms if self.forecast is not None else 0.0
 
     @property
-    def promised_ms(self) -> float:
-        """The same with the margin."""
-        return self.elapsed_ms + self.forecast.rest_ms if self.forecast is not None else 0.0
+    def promised_s(self) -> float:
+        """The same with the margin, in seconds."""
+        return (self.elapsed_ms + self.forecast.rest_ms) / 1e3 if self.forecast is not None else 0.0
 
     def fits(self, forecast: Forecast) -> bool:
         """Whether the variant is expected to be done in time."""
@@ -164,7 +164,8 @@ class LiveChoice:
             if chosen is None or trial:
                 state = f"nothing fits; one frame in {_TRY_S:g} s is tried" + (": this one" if trial else "")
         elif (more := self._more(forecasts, chosen, left_ms, link, now_s)) is not None:
-            chosen, trial, state = more, True, f"{state}; this frame is larger, to see what the link does with more"
+            chosen, trial = more, more.rest_ms > left_ms
+            state = f"{state}; this frame is larger, to see what the link does with more"
         if chosen is not None:
             self._sent_s = now_s
         return Choice(chosen, trial, forecasts, elapsed_ms, self._deadline_ms, link, state)
