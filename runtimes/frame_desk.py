@@ -357,7 +357,7 @@ class FrameDesk:
             self.settle_locked(frame, self._failed(frame, Failure.INTERRUPTED, INTERRUPTED))
 
     def _failed(self, frame: MovingFrame, failure: Failure, why: str) -> ImageReport:
-        return ImageReport(frame.source, "failed", frame.variant.id, frame.told_choice, why, failure)
+        return ImageReport(frame.source, "failed", frame.variant.id, why, failure, choice=frame.told_choice)
 
     def _waiting(self) -> "chain[MovingFrame]":
         return chain(self.to_head, self.to_link, self.again)

@@ -27,7 +27,6 @@ class ImageReport:
     source: str
     status: Literal["ok", "failed"]
     variant: str
-    choice: dict[str, Any] | None = None  # how the variant was chosen for this image, if that was asked for
     error: str | None = None
     failure: str | None = None  # a Failure: the error for programs
     path: str = SPLIT  # or "local": the unsplit model, here
@@ -43,6 +42,7 @@ class ImageReport:
     edge_ms: float | None = None
     total_ms: float | None = None
     stages_ms: dict[str, float] = field(default_factory=dict)
+    choice: dict[str, Any] | None = None  # how the variant was chosen for this image, if that was asked for
 
 
 class Percentiles:

@@ -75,14 +75,13 @@ class LinkProxy:
         self._loop.call_soon_threadsafe(self._stop.set)
         self._thread.join()
 
-    def stop_cutting(self) -> None:
-        """Leave the connections whole from now on."""
-        self._settings = LinkSettings(self._settings.rate_bps, self._settings.delay_s)
+    @property
+    def rate_bps(self) -> float | None:
+        """Of each direction; what is set holds at once, also for what is under way. From any thread."""
+        return self._settings.rate_bps
 
-    def set_rate(self, rate_bps: float) -> None:
-        """Another rate from now on, also for what is under way. Only where there was one before; from any thread."""
-        assert self._settings.rate_bps is not None
-
+    @rate_bps.setter
+    def rate_bps(self, rate_bps: float | None) -> None:
         def change() -> None:
             now_s = self._loop.time()
             self._base = now_s, self._carried(now_s)
@@ -90,10 +89,15 @@ class LinkProxy:
 
         self._loop.call_soon_threadsafe(change)
 
+    def stop_cutting(self) -> None:
+        """Leave the connections whole from now on."""
+        self._settings = LinkSettings(self._settings.rate_bps, self._settings.delay_s)
+
     def take(self, direction: int, content: bytes) -> "_Piece":
         """A piece came now."""
         now_s = self._loop.time()
-        self._last[direction] = max(self._carried(now_s), self._last[direction]) + len(content)
+        if self._settings.rate_bps is not None:
+            self._last[direction] = max(self._carried(now_s), self._last[direction]) + len(content)
         return _Piece(content, self._last[direction], now_s, self._random.uniform(*self._settings.delay_s))
 
     def left_s(self, piece: "_Piece") -> float:

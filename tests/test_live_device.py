@@ -69,7 +69,7 @@ class Drive:
         for phase, (rate_bps, variant, least, ok) in enumerate(
             ((FAST_BPS, "large", 10, 5), (SLOW_BPS, "small", 30, 10), (FAST_BPS, "large", 5, 3))
         ):
-            self._link.set_rate(rate_bps)
+            self._link.rate_bps = rate_bps
             end_s = time.perf_counter() + LONG_S
             count = 0
             while count < least or self._seen(phase, variant) < ok:
@@ -137,7 +137,7 @@ def test_every_frame_is_run_by_the_variant_that_it_says(bundle: Bundle, edge: Ed
 def test_differences_refer_to_the_variant_s_own_frames(bundle: Bundle, edge: Edge, photo: bytes) -> None:
     alone = {name: run(bundle, edge.url, frames(photo, 1), variant=name).images[0] for name in VARIANTS}
     with LinkProxy(edge.port, LinkSettings(rate_bps=FAST_BPS)) as link:
-        change = threading.Timer(1.0, link.set_rate, [0.3e6])
+        change = threading.Timer(1.0, setattr, [link, "rate_bps", 0.3e6])
         change.start()
         report = run(bundle, link.url, paced(photo, 40, 0.06), live=True, deadline_ms=DEADLINE_MS, coder="delta-zstd")
         change.cancel()
