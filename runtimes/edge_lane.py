@@ -117,7 +117,7 @@ class Lane:
         The wait is that of this lane's own queue, as ``FairQueue`` would serve it, and of the batch that runs.
         """
         with self._changed:
-            ahead = self._queue.ahead(peer, stream)
+            ahead = self._queue.ahead(peer, stream) if self._queue else 0
             wait_s = self._wait_s(ahead, now_s)
         together = ahead % self.batch_size + 1
         if together < self.batch_size:
@@ -326,7 +326,7 @@ class Lane:
     def _answer(self, ran: Ran, outcomes: Outcomes) -> None:
         for job, top in zip(ran.jobs, top_classes(ran.logits, TOP_K), strict=True):
             if isinstance(top, RunnerError):
-                outcomes.failures.append((job.future, _internal(top)))
+                outcomes.failures.append((job.future, internal_failure(top)))
                 continue
             assert job.item is not None
             self.model.answered(job.asked, job.item)

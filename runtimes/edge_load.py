@@ -33,6 +33,7 @@ class LoadTold:
         for index, lane in self._lanes.items():
             if lane.state is LaneState.LOADED:
                 wait_s, run_s = lane.expected_s(self._caller.peer, self._caller.stream, now_s)
-                wait_s += sum(min(rest_s, run_s) for other, rest_s in rests.items() if other is not lane)
+                if rests:
+                    wait_s += sum(min(rest_s, run_s) for other, rest_s in rests.items() if other is not lane)
                 load.append((index, round(wait_s * 1e3, 2), round(run_s * 1e3, 2)))
         return load

@@ -17,8 +17,10 @@ class VariantLoad:
 
 @dataclass(frozen=True, slots=True)
 class EdgeLoad:
-    """``variants``: by the variant's index in the bundle, those alone that the edge has loaded. ``told_s``: when it came,
-    by ``time.perf_counter``."""
+    """``variants``: by the variant's index in the bundle, of those that the edge has loaded. ``told_s``: when it came.
+
+    That is by ``time.perf_counter``.
+    """
 
     variants: Mapping[int, VariantLoad]
     told_s: float

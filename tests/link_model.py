@@ -71,7 +71,7 @@ class LinkModel:
     def _through_s(self, began_s: float) -> float:
         """When a message that has the link from ``began_s`` on is through."""
         left_bits, now_s = bytes_on_link(self.message_bytes) * 8, began_s
-        while left_bits > 0:
+        while left_bits > 1e-6:
             step_s = min(0.005, left_bits / self.rate_bps(now_s))
             left_bits -= step_s * self.rate_bps(now_s)
             now_s += step_s

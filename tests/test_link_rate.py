@@ -1,15 +1,26 @@
 """The link's rate from a device's own messages: calm where the link is, quick where it changes."""
 
+import io
 import math
+import time
+from collections.abc import Iterator
+from itertools import cycle
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
+from aecnn_deploy.bundle.reader import Bundle, open_bundle
 from aecnn_deploy.planning.link import bytes_on_link
 from aecnn_deploy.planning.link_rate import FASTEST_MS, GUESS_MS, LinkRate
 from aecnn_deploy.runtimes.link_timing import SendTimes
+from aecnn_deploy.runtimes.sources import SourceImage
+from tests.bundles import Edge, TinyVariant, make_bundle, serving
+from tests.device_runs import run
 from tests.link_model import LinkModel, Seen
+from tests.link_proxy import LinkProxy, LinkSettings
 
 CHANGE_S = 5.03
 MEGABIT_MS = 0.008  # a byte at 1 Mbit/s
@@ -192,3 +203,70 @@ class TestWhatIsKnown:
         for held_ms in (10.0 + 4 * bytes_on_link(1000) * MEGABIT_MS, 10.0, 10.0, 10.0):
             rate.heard(1000, held_ms, 4.1, queued=True)
             assert rate.ms_per_byte == pytest.approx(MEGABIT_MS)
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    path = tmp_path_factory.mktemp("rate") / "bundle"
+    make_bundle(path, variants=(TinyVariant("tiny-wide", 16, 4, 8),))
+    return open_bundle(path)
+
+
+@pytest.fixture(scope="module")
+def edge(bundle: Bundle) -> Iterator[Edge]:
+    with serving(bundle.path) as edge:
+        yield edge
+
+
+@pytest.fixture(scope="module")
+def noise() -> list[bytes]:
+    """Pictures whose planes no coder makes much smaller, nor the difference between two of them."""
+    pictures = []
+    for pixels in np.random.default_rng(0).integers(0, 256, (16, 72, 72, 3), dtype=np.uint8):
+        file = io.BytesIO()
+        Image.fromarray(pixels).save(file, "png")
+        pictures.append(file.getvalue())
+    return pictures
+
+
+class TestOverALinkThatChanges:
+    """A real edge behind a proxy; what the device thinks when the last frame is encoded stands in its report."""
+
+    def measured(self, bundle: Bundle, edge: Edge, noise: list[bytes], after_bps: float | None, **ends: float) -> float:
+        """Mbit/s, ``ends["frames"]`` frames or ``ends["seconds"]`` after the rate was changed, of 2 Mbit/s before."""
+        with LinkProxy(edge.port, LinkSettings(rate_bps=ends.get("before_bps", 2e6))) as proxy:
+            pictures = cycle(noise)
+
+            def frames() -> Iterator[SourceImage]:
+                for number in range(20):
+                    yield SourceImage(f"steady{number}", next(pictures))
+                if after_bps is None:
+                    return
+                proxy.rate_bps = after_bps
+                end_s, number = time.perf_counter() + ends.get("seconds", math.inf), 0
+                while number < ends.get("frames", math.inf) and time.perf_counter() < end_s:
+                    yield SourceImage(f"after{number}", next(pictures))
+                    number += 1
+
+            report = run(bundle, proxy.url, frames(), in_flight=int(ends.get("in_flight", 1)))
+        assert {image.status for image in report.images} == {"ok"}
+        assert report.coders is not None
+        assert min(image.wire_bytes or 0 for image in report.images) > 3000
+        rate: float = report.coders["link"]["megabits_per_s"]
+        return rate
+
+    @pytest.mark.parametrize("in_flight", [1, 4])
+    def test_a_steady_rate_is_measured(self, bundle: Bundle, edge: Edge, noise: list[bytes], in_flight: int) -> None:
+        assert self.measured(bundle, edge, noise, None, in_flight=in_flight) == pytest.approx(2.0, rel=0.3)
+
+    @pytest.mark.parametrize("in_flight", [1, 4])
+    def test_a_tenfold_drop_is_known_five_frames_later(
+        self, bundle: Bundle, edge: Edge, noise: list[bytes], in_flight: int
+    ) -> None:
+        # Of frames in flight at the change, and of the last that are sent, the device has no answer yet.
+        rate = self.measured(bundle, edge, noise, 2e5, frames=5 + in_flight, in_flight=in_flight)
+        assert rate == pytest.approx(0.2, rel=0.3)
+
+    def test_a_rise_is_known_within_three_seconds(self, bundle: Bundle, edge: Edge, noise: list[bytes]) -> None:
+        # Jitter is in it: a message takes 7 ms then, and other processes want their time, too.
+        assert self.measured(bundle, edge, noise, 5e6, before_bps=5e5, seconds=2.0, in_flight=4) > 1.5

@@ -2,6 +2,7 @@
 
 import json
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -66,6 +67,8 @@ def test_values_of_another_type_are_refused(control: Hello) -> None:
         (Hello, {"software": "x" * 201}),
         (Hello, {"variants": ["\x1b[31m"]}),
         (Hello, {"wire_versions": [-1]}),
+        (Hello, {"uses": [-1]}),
+        (Welcome, {"load": [[0, 1.0]]}),
         (Welcome, {"max_in_flight": 0}),
         (Welcome, {"max_payload_bytes": 2**32}),
         (Welcome, {"max_raw_bytes": 0}),
@@ -77,6 +80,8 @@ def test_values_of_another_type_are_refused(control: Hello) -> None:
         (Result, {"top": [[-1, 0.5]]}),
         (Result, {"top": [[1.5, 0.5]]}),
         (Result, {"top": [[1, 0.5, 2]]}),
+        (Result, {"load": [[0, -0.5, 1.0]]}),
+        (Result, {"load": [[-1, 0.5, 1.0]]}),
         (Failed, {"retry_after_s": -1}),
     ],
 )
@@ -147,11 +152,12 @@ def test_any_json_value_in_any_key_is_read_or_refused(control: Hello, data: st.D
         Result([(1, 0.5)], -0.1, 0, 0, 0, 1, "v"),
         Result([(1, 0.5)], 0, 0, 0, 0, 1, "two\nlines"),
         Result([(2**70, 0.5)], 0, 0, 0, 0, 1, "v"),
+        Result([(1, 0.5)], 0, 0, 0, 0, 1, "v", load=[(0, float("inf"), 1.0)]),
         Failed("Not A Code", "x"),
         Failed("internal", "x", -1.0),
         Goodbye(3),  # type: ignore[arg-type]
     ],
-    ids=range(9),
+    ids=range(10),
 )
 def test_what_a_peer_would_refuse_is_not_written(control: Result) -> None:
     with pytest.raises(WireError):
@@ -182,3 +188,11 @@ def test_codes_are_the_documented_strings() -> None:
 
 def test_codes_of_a_later_release_are_read() -> None:
     assert decode_control(Failed, b'{"code":"too-warm","reason":"x"}') == Failed("too-warm", "x")
+
+
+def test_a_peer_of_before_reads_a_session_that_switches_and_says_nothing_of_it() -> None:
+    old = {"top", "decode_ms", "queue_ms", "tail_ms", "total_ms", "in_flight", "variant"}
+    assert json.loads(encode_control(RESULT)).keys() == old
+    assert "uses" not in json.loads(encode_control(HELLO))
+    told = decode_control(Result, encode_control(msgspec.structs.replace(RESULT, load=[(1, 0.25, 12.5)])))
+    assert told.load == [(1, 0.25, 12.5)]
