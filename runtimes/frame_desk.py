@@ -324,6 +324,7 @@ class FrameDesk:
 
     def on_room(self) -> None:
         self.link_turn.notify()
+        self.head_turn.notify()
 
     def on_route(self) -> None:
         self.link_turn.notify()

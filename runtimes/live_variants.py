@@ -107,6 +107,10 @@ class LiveVariants:
         """What is under way now, in the order of sending."""
         return Flow(sents, most, unsent, load)
 
+    def waits_for_the_first_answer(self, flow: Flow) -> bool:
+        """Whether nothing is known of the link yet, and a message is under way that will tell."""
+        return bool(flow.sents or flow.unsent) and self._rate.frames == 0 and self._answers == 0
+
     def looks_good(self, frame: MovingFrame, flow: Flow, now_s: float) -> bool:
         """Whether any variant fits for a frame that cannot have one yet."""
         choice = self._live.look(_spent_ms(frame, now_s), self._link(flow, now_s), self._edge(flow, now_s), now_s)

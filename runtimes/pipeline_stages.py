@@ -236,7 +236,8 @@ class PipelineStages:
         desk = self._desk
         self._sessions.heard_locked()
         flow = live.flow(*self._sessions.under_way_locked(), desk.unsent_locked(), self._sessions.load_locked())
-        head_is_free, local_is_free = not desk.to_link, desk.room_for_local_locked()
+        head_is_free = not desk.to_link and not live.waits_for_the_first_answer(flow)
+        local_is_free = desk.room_for_local_locked()
         if not head_is_free or not local_is_free:
             fits = live.looks_good(frame, flow, now_s)
             if not (head_is_free if fits else local_is_free):
