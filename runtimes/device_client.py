@@ -15,6 +15,7 @@ from aecnn_deploy.runtimes.device_pipeline import run_frames
 from aecnn_deploy.runtimes.device_settings import DeviceSettings
 from aecnn_deploy.runtimes.frame_failure import Failure, failure_of
 from aecnn_deploy.runtimes.frames import read_frame
+from aecnn_deploy.runtimes.plane_coder import SMALLEST
 from aecnn_deploy.runtimes.plane_stream import PlaneStream
 from aecnn_deploy.runtimes.run_report import SPLIT, ImageReport, RunReport
 from aecnn_deploy.runtimes.source import SourceImage, SourceSettings
@@ -46,7 +47,9 @@ class Device:
             session_trace=self._tracer.session,
             credentials=settings.credentials,
         )
-        self._stream = PlaneStream(bundle, self.variant, self._link, coder=settings.coder, level=settings.zstd_level)
+        self._stream = PlaneStream(
+            bundle, self.variant, self._link, coder=settings.coder or SMALLEST, level=settings.zstd_level
+        )
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:

@@ -19,15 +19,16 @@ from aecnn_deploy.wire import WIRE_VERSION, Hello
 
 
 class DeviceHead:
-    """The head of ``settings.variant``: entering it loads it and runs it once, as its first run is slow.
+    """The head of ``variant`` (None: of ``settings.variant``): entering it loads it and runs it once, as its first run
+    is slow.
 
     Raises BundleError: no such variant. SettingsError: no head of that precision. When entered, RunnerError: it does
     not load. BundleError: it is not of the manifest's shapes.
     """
 
-    def __init__(self, bundle: Bundle, settings: DeviceSettings) -> None:
+    def __init__(self, bundle: Bundle, settings: DeviceSettings, variant: str | None = None) -> None:
         self._bundle = bundle
-        self.variant = bundle.variant(settings.variant)
+        self.variant = bundle.variant(settings.variant if variant is None else variant)
         self.precision, file = choose_head(bundle, self.variant, settings.head, threads=settings.threads)
         self._runner = OnnxRuntimeRunner(
             bundle.file(file),

@@ -20,14 +20,17 @@ from aecnn_deploy.bundle.reader import Bundle
 from aecnn_deploy.errors import AecnnError
 from aecnn_deploy.planning.link_rate import LinkRate
 from aecnn_deploy.runtimes.backoff import Backoff
-from aecnn_deploy.runtimes.device_head import DeviceHead, hello_of
+from aecnn_deploy.runtimes.device_head import hello_of
+from aecnn_deploy.runtimes.device_heads import DeviceHeads
 from aecnn_deploy.runtimes.device_link import EdgeLink
 from aecnn_deploy.runtimes.device_settings import DeviceSettings
 from aecnn_deploy.runtimes.edge_sessions import EdgeSessions
 from aecnn_deploy.runtimes.frame_desk import FrameDesk
+from aecnn_deploy.runtimes.live_variants import LiveVariants, live_ranking
 from aecnn_deploy.runtimes.local_model import LocalModel
 from aecnn_deploy.runtimes.pipeline_stages import PipelineStages, close_source
-from aecnn_deploy.runtimes.plane_coder import PlaneCoder
+from aecnn_deploy.runtimes.plane_coder import AUTO, SMALLEST, PlaneCoder
+from aecnn_deploy.runtimes.plane_coders import PlaneCoders
 from aecnn_deploy.runtimes.run_report import ImageReport, RunReport, RunTotals
 from aecnn_deploy.runtimes.source import SourceImage
 from aecnn_deploy.runtimes.tracing import DeviceTracer
@@ -56,18 +59,30 @@ def run_frames(
 
     A SourceError while reading ends the run and stands in the report, as long as any frame was captured. Raises, before
     anything is read: SettingsError, BundleError, RunnerError, CodecError, MissingExtraError; without a fallback
-    EdgeUnreachableError and SessionRefusedError. SourceError: no frame came.
+    EdgeUnreachableError and SessionRefusedError; PlanError: no head is fast enough for the deadline. SourceError: no
+    frame came.
     """
     with ExitStack() as stack:
         stack.callback(sys.setswitchinterval, sys.getswitchinterval())
         sys.setswitchinterval(min(_SWITCH_INTERVAL_S, sys.getswitchinterval()))
         closing = stack.enter_context(ExitStack())
         closing.callback(close_source, frames)
-        head = DeviceHead(bundle, settings)
         rate = LinkRate()
-        coder = PlaneCoder(bundle, head.variant, rate, coder=settings.coder, level=settings.zstd_level)
+        found = live_ranking(bundle, settings)
+        chooser = None if found is None else LiveVariants(found, settings, rate)
+        ids = () if found is None else tuple(candidate.variant for candidate in found.candidates)
+        heads = DeviceHeads(bundle, settings, ids or (bundle.variant(settings.variant).id,))
+        way = settings.coder or (SMALLEST if chooser is None else AUTO)
+        coders = PlaneCoders(
+            {
+                index: PlaneCoder(bundle, heads[index].variant, rate, coder=way, level=settings.zstd_level)
+                for index in heads
+            },
+            rate,
+            live=chooser is not None,
+        )
         local = LocalModel(bundle, settings) if settings.fallback == "local" else None
-        hello = hello_of(bundle, settings)
+        hello = hello_of(bundle, settings, uses=() if chooser is None else tuple(heads))
         tracer = DeviceTracer()
         stack.callback(tracer.close)
 
@@ -85,17 +100,17 @@ def run_frames(
         desk = FrameDesk(
             settings,
             url=make_link().url,
-            variant=head.variant.id,
-            precision=head.precision,
+            variant=heads.first,
             labels=tuple(bundle.manifest.labels),
             local=local,
             latest=(settings.policy or ("latest" if live else "all")) == "latest",
             tracer=tracer,
+            live=chooser,
         )
         sessions = EdgeSessions(
             desk.lock,
             make_link,
-            coder,
+            coders,
             desk,
             in_flight=settings.in_flight,
             timeout_s=settings.timeout_s,
@@ -107,10 +122,12 @@ def run_frames(
         except AecnnError:
             if local is None:
                 raise
-        stack.enter_context(head)
+        stack.enter_context(heads)
         if local is not None:
             stack.enter_context(local)
-        pipeline = PipelineStages(bundle, settings, desk, sessions, coder, head, local)
+        if chooser is not None:
+            chooser.begin(bundle, heads, coders, local_s=local.cost_s if local is not None else None)
+        pipeline = PipelineStages(bundle, settings, desk, sessions, coders, heads, local, chooser)
         stack.callback(pipeline.close)
         closing.pop_all()  # the thread that reads them closes them
         pipeline.start(frames, limit, live)
@@ -125,4 +142,4 @@ def run_frames(
 
         interrupted = pipeline.tell_all(tell, stop)
         error = pipeline.source_error()
-    return RunReport(bundle.id, images, interrupted, coder.explain(), totals, error)
+    return RunReport(bundle.id, images, interrupted, coders.explain(), totals, error)

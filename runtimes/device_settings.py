@@ -8,7 +8,7 @@ from aecnn_deploy.errors import SettingsError
 from aecnn_deploy.runtimes.backoff import FIRST_S, LONGEST_S
 from aecnn_deploy.runtimes.credentials import Credentials
 from aecnn_deploy.runtimes.head_choice import AUTO, check_precision
-from aecnn_deploy.runtimes.plane_coder import SMALLEST, check_coder
+from aecnn_deploy.runtimes.plane_coder import check_coder
 from aecnn_deploy.wire import WireLimits
 
 Policy = Literal["latest", "all"]
@@ -24,13 +24,17 @@ class DeviceSettings:
     """How a device runs. Raises SettingsError: a number is out of its range, or a word is unknown."""
 
     edge: str  # ws://HOST:PORT, wss://, http:// or https://
-    variant: str | None = None  # None: the bundle's first
+    variant: str | None = None  # None: chosen for each frame where there is a deadline, else the bundle's first
     head: str = AUTO  # its precision; or "auto": the faster, as far as it is known
     threads: int = 0  # of each model here; 0 takes every core
     spinning: bool = False
-    coder: str = SMALLEST  # of the planes; or "auto": the fastest for each frame, or a coder's name
+    # Of the planes: "smallest", "auto" (the fastest for each frame), or a coder's name. None: "auto" where the variant
+    # is chosen for each frame, else "smallest".
+    coder: str | None = None
     zstd_level: int = DEFAULT_LEVEL
     deadline_ms: float | None = None  # for each image, from its capture (of a file: from opening it) to its label
+    min_accuracy: float | None = None  # 0 to 1; of the variants that are chosen among
+    explain: bool = False  # each report says how its variant was chosen
     timeout_s: float = 10.0  # for each wait for the edge
     name: str | None = None  # what the edge's status page calls this device; None: the host's name
     credentials: Credentials = field(default_factory=Credentials)
@@ -44,7 +48,9 @@ class DeviceSettings:
     def __post_init__(self) -> None:
         if not 0 <= self.threads <= 1024:
             raise SettingsError(f"threads is {self.threads}, expected 0 (every core) to 1024")
-        check_coder(self.coder)
+        if self.coder is not None:
+            check_coder(self.coder)
+        self._check_min_accuracy()
         check_precision(self.head)
         if self.name is not None and not (self.name.isprintable() and 1 <= len(self.name) <= 64):
             raise SettingsError(f"the name {self.name!r} is not 1 to 64 printable characters; choose another --name")
@@ -60,3 +66,13 @@ class DeviceSettings:
             raise SettingsError(f"unknown policy {self.policy!r}; choose one of {', '.join(POLICIES)}")
         if self.fallback not in FALLBACKS:
             raise SettingsError(f"unknown fallback {self.fallback!r}; choose one of {', '.join(FALLBACKS)}")
+
+    def _check_min_accuracy(self) -> None:
+        if self.min_accuracy is None:
+            return
+        if not 0 <= self.min_accuracy <= 1:
+            raise SettingsError(f"min_accuracy is {self.min_accuracy:g}, expected 0 to 1")
+        if self.variant is not None:
+            raise SettingsError("--min-accuracy is for choosing among variants, and --variant fixes one; drop either")
+        if self.deadline_ms is None:
+            raise SettingsError("--min-accuracy needs --deadline-ms: the most accurate variant in time is taken")

@@ -26,7 +26,8 @@ from aecnn_deploy.runtimes.device_link import EdgeLink
 from aecnn_deploy.runtimes.edge_load_told import EdgeLoad, load_told
 from aecnn_deploy.runtimes.link_timing import LinkSample, SendTimes
 from aecnn_deploy.runtimes.moving_frame import Sent
-from aecnn_deploy.runtimes.plane_coder import Answered, PlaneCoder, Terms
+from aecnn_deploy.runtimes.plane_coder import Answered, Terms
+from aecnn_deploy.runtimes.plane_coders import PlaneCoders
 from aecnn_deploy.wire import (
     DeviceEvent,
     Failed,
@@ -71,10 +72,10 @@ class Session:
     """One connection whose HELLO was answered by WELCOME."""
 
     link: EdgeLink
-    terms: Terms
+    terms: dict[int, Terms]  # by variant
     limit: int  # requests in flight
     in_flight: dict[int, Sent] = field(default_factory=dict)  # by request id, in the order of sending
-    last: Answered | None = None  # the newest frame that the edge answered by RESULT
+    last: dict[int, Answered] = field(default_factory=dict)  # by variant, the newest frame that was answered by RESULT
     times: SendTimes = field(default_factory=SendTimes)
     load: EdgeLoad | None = None  # what the edge last told
     answers: int = 0
@@ -115,7 +116,7 @@ class EdgeSessions:
         self,
         lock: Lock,
         make_link: Callable[[], EdgeLink],
-        coder: PlaneCoder,
+        coder: PlaneCoders,
         listener: Listener,
         *,
         in_flight: int,
@@ -137,7 +138,7 @@ class EdgeSessions:
         self.patient = False  # whether frames wait while the edge wants a pause of at most ``timeout_s``
         self._held_until_s, self._held_by = 0.0, RequestFailedError(FailureCode.OVERLOADED, "the edge is busy")
         self._fruitless = 0  # sessions one after the other that came to nothing
-        self._heard: deque[tuple[str, float, float, list[LinkSample]]] = deque(maxlen=64)
+        self._heard: deque[tuple[tuple[int, str] | None, float, float, list[LinkSample]]] = deque(maxlen=64)
 
     def open_first(self) -> None:
         """Connect, from the caller's thread. Raises EdgeUnreachableError, SessionRefusedError; CodecError: the edge
@@ -185,18 +186,23 @@ class EdgeSessions:
         session = self._current
         return session if session is not None and len(session.in_flight) < session.limit else None
 
+    def under_way_locked(self) -> tuple[list[Sent], int]:
+        """What the open session waits for, in the order of sending, and how many that may be; none where none is."""
+        session = self._current
+        return ([], 0) if session is None else (list(session.in_flight.values()), session.limit)
+
     def load_locked(self) -> EdgeLoad | None:
         """How busy the edge of the session is, as it last said; None: there is no session, or it says nothing."""
         return self._current.load if self._current is not None else None
 
     def heard_locked(self) -> None:
         """Tell the coder what the answers said of link and decoders, and the link's rate how long the oldest request
-        has been without one; from the thread that encodes."""
+        has been without one."""
         rate, session = self._coder.rate, self._current
         while self._heard:
             coder, decode_ms, heard_s, samples = self._heard.popleft()
             if coder:
-                self._coder.decoded(coder, decode_ms)
+                self._coder.decoded(*coder, decode_ms)
             for sample in samples:
                 rate.heard(sample.wire_bytes, sample.link_ms, heard_s, queued=sample.queued)
         now_s = time.perf_counter()
@@ -312,7 +318,7 @@ class EdgeSessions:
         if not wanted:
             link.close()
 
-    def _opened_locked(self, link: EdgeLink, welcome: Welcome, terms: Terms) -> None:
+    def _opened_locked(self, link: EdgeLink, welcome: Welcome, terms: dict[int, Terms]) -> None:
         session = Session(link, terms, min(self._in_flight, welcome.max_in_flight))
         session.load = load_told(welcome.load, session.opened_s)
         self._current, self._away = session, None
@@ -362,15 +368,16 @@ class EdgeSessions:
             case ResultReceived(request_id, result):
                 sent = self._answered_locked(session, request_id)
                 samples = session.times.answered(request_id, now_s, result.total_ms / 1e3, fixed_s)
-                self._heard.append((sent.coder, result.decode_ms, now_s, samples))
+                self._heard.append(((sent.variant, sent.coder), result.decode_ms, now_s, samples))
                 session.load = load_told(result.load, now_s) or session.load
-                if session.last is None or session.last.request_id < request_id:
-                    session.last = Answered(request_id, sent.planes)
+                last = session.last.get(sent.variant)
+                if last is None or last.request_id < request_id:
+                    session.last[sent.variant] = Answered(request_id, sent.planes)
                 self._listener.on_result(sent, result, now_s)
                 self._listener.on_room()
             case FailureReceived(request_id, failed):
                 sent = self._answered_locked(session, request_id)
-                self._heard.append(("", 0.0, now_s, session.times.answered(request_id, now_s, None, fixed_s)))
+                self._heard.append((None, 0.0, now_s, session.times.answered(request_id, now_s, None, fixed_s)))
                 if failed.retry_after_s and failed.code in (FailureCode.OVERLOADED, FailureCode.DEADLINE):
                     hold_s = min(failed.retry_after_s, _LONGEST_HOLD_S)
                     self._held_until_s = max(self._held_until_s, now_s + hold_s)

@@ -21,8 +21,9 @@ from aecnn_deploy.runtimes.device_settings import DeviceSettings
 from aecnn_deploy.runtimes.edge_sessions import Route
 from aecnn_deploy.runtimes.frame_failure import LOCAL_CAN_HELP, Failure, failure_of
 from aecnn_deploy.runtimes.frame_ledger import FrameLedger, Stage
+from aecnn_deploy.runtimes.live_variants import LiveVariants
 from aecnn_deploy.runtimes.local_model import LocalModel
-from aecnn_deploy.runtimes.moving_frame import MovingFrame, Sent
+from aecnn_deploy.runtimes.moving_frame import FrameVariant, MovingFrame, Sent
 from aecnn_deploy.runtimes.run_report import LOCAL, ImageReport
 from aecnn_deploy.runtimes.tracing import DeviceTracer
 from aecnn_deploy.wire import Failed, FailureCode, Result
@@ -38,8 +39,8 @@ _LOCAL_SHARE = 0.05  # of the deadline, for waking up and for a processor that i
 class FrameDesk:
     """Queues, ledger and decisions of one run.
 
-    ``url``: the edge's, for messages. ``local``: None is no fallback. ``latest``: a newer frame takes the place of one
-    that waits for the head.
+    ``url``: the edge's, for messages. ``variant``: of frames that no other one is chosen for. ``local``: None is no
+    fallback. ``latest``: a newer frame takes the place of one that waits for the head. ``live``: chooses variants.
     """
 
     def __init__(
@@ -47,12 +48,12 @@ class FrameDesk:
         settings: DeviceSettings,
         *,
         url: str,
-        variant: str,
-        precision: str,
+        variant: FrameVariant,
         labels: tuple[str, ...],
         local: LocalModel | None,
         latest: bool,
         tracer: DeviceTracer | None = None,
+        live: LiveVariants | None = None,
     ) -> None:
         self.lock = Lock()
         self.ledger: FrameLedger[ImageReport] = FrameLedger()
@@ -68,8 +69,8 @@ class FrameDesk:
         self.closing = False  # threads end
         self.defect: BaseException | None = None
         self.settings = settings
-        self._url, self._variant, self._precision, self._labels = url, variant, precision, labels
-        self._local, self._latest, self._tracer = local, latest, tracer
+        self._url, self._variant, self._labels = url, variant, labels
+        self._local, self._latest, self._tracer, self._live = local, latest, tracer, live
         self._one_by_one = settings.in_flight == 1 and not latest
         self._open: dict[int, MovingFrame] = {}
         self._flying: dict[int, MovingFrame] = {}
@@ -95,7 +96,8 @@ class FrameDesk:
         """A new frame, which has an outcome sooner or later from now on."""
         deadline_ms = self.settings.deadline_ms
         deadline_s = None if deadline_ms is None else captured_s + deadline_ms / 1e3
-        frame = MovingFrame(self.ledger.capture(), source, captured_s, deadline_s, alone=self._one_by_one)
+        number, alone = self.ledger.capture(), self._one_by_one
+        frame = MovingFrame(number, source, captured_s, deadline_s, self._variant, alone=alone)
         self._open[frame.number] = frame
         return frame
 
@@ -161,6 +163,10 @@ class FrameDesk:
             failure = Failure.REFUSED
         self.fail_locked(frame, error or EdgeUnreachableError(self._url, "not connected"), failure)
 
+    def unsent_locked(self) -> list[MovingFrame]:
+        """Frames whose variant was chosen, and whose message is still to be sent."""
+        return [frame for frame in self._open.values() if frame.to_be_sent and frame.number not in self._flying]
+
     def fail_locked(self, frame: MovingFrame, error: AecnnError, failure: Failure | None = None) -> None:
         """The frame has no result of the edge: the unsplit model has it, or that is its outcome."""
         if not self.ledger.is_open(frame.number):
@@ -184,7 +190,7 @@ class FrameDesk:
         if not self.ledger.is_open(frame.number):
             return
         try:
-            report = frame.local_report(*best, self._labels, now_s, variant=self._variant, ran_s=ran_s)
+            report = frame.local_report(*best, self._labels, now_s, ran_s=ran_s)
         except RequestFailedError as exc:
             report = self._failed(frame, failure_of(exc), str(exc))
         self.settle_locked(frame, report)
@@ -278,10 +284,12 @@ class FrameDesk:
 
     def on_result(self, sent: Sent, result: Result, now_s: float) -> None:
         frame = sent.frame
+        if self._live is not None:
+            self._live.answered_locked(sent, result, now_s)  # also what comes too late tells of link and edge
         if not self._is_awaited(sent):
             return  # too late
         try:
-            report = frame.split_report(sent, result, self._labels, now_s, variant=self._variant, head=self._precision)
+            report = frame.split_report(sent, result, self._labels, now_s)
         except RequestFailedError as exc:
             self.fail_locked(frame, exc)
         else:
@@ -316,6 +324,7 @@ class FrameDesk:
 
     def on_room(self) -> None:
         self.link_turn.notify()
+        self.head_turn.notify()
 
     def on_route(self) -> None:
         self.link_turn.notify()
@@ -349,7 +358,7 @@ class FrameDesk:
             self.settle_locked(frame, self._failed(frame, Failure.INTERRUPTED, INTERRUPTED))
 
     def _failed(self, frame: MovingFrame, failure: Failure, why: str) -> ImageReport:
-        return ImageReport(frame.source, "failed", self._variant, error=why, failure=failure)
+        return ImageReport(frame.source, "failed", frame.variant.id, why, failure, choice=frame.told_choice)
 
     def _waiting(self) -> "chain[MovingFrame]":
         return chain(self.to_head, self.to_link, self.again)
@@ -372,6 +381,8 @@ class FrameDesk:
             return frame.deadline_s
         margin_s = _LOCAL_SHARE * (frame.deadline_s - frame.captured_s)
         late_s = frame.deadline_s - self._local.cost_s * _LOCAL_MARGIN - margin_s
+        if frame.choice is not None and not frame.choice.trial and frame.captured_s + frame.choice.promised_s > late_s:
+            return frame.deadline_s  # it was chosen as the edge is in time, after the unsplit model would be
         return late_s if late_s > frame.captured_s else frame.deadline_s
 
     def _local_in_time(self, frame: MovingFrame, now_s: float) -> bool:

@@ -28,6 +28,7 @@ class Failure(StrEnum):
     BUNDLE_MISMATCH = "bundle-mismatch"
     OVERLOADED = "overloaded"
     DRAINING = "draining"
+    NOTHING_FITS = "nothing-fits"  # no variant is expected to be done in time; not sent
     NOT_SENT = "not-sent"  # over a limit that the edge stated
     BAD_PAYLOAD = "bad-payload"
     NO_REFERENCE = "no-reference"
@@ -45,6 +46,7 @@ LOCAL_CAN_HELP = frozenset(
         Failure.LINK_LOST,
         Failure.TIMEOUT,
         Failure.DEADLINE,
+        Failure.NOTHING_FITS,
         Failure.REFUSED,
         Failure.UNAUTHORIZED,
         Failure.BUNDLE_MISMATCH,

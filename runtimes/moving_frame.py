@@ -1,14 +1,25 @@
 """One frame on its way through the pipeline: its data, its times, and the report that becomes of them."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from aecnn_deploy.codec import Planes
 from aecnn_deploy.errors import AecnnError, EdgeUnreachableError, RequestFailedError
+from aecnn_deploy.planning.live_choice import Choice
 from aecnn_deploy.runtimes.frame_failure import Failure
 from aecnn_deploy.runtimes.frames import Frame
 from aecnn_deploy.runtimes.run_report import LOCAL, SPLIT, ImageReport
 from aecnn_deploy.runtimes.tracing import DeviceTracer, Stage
 from aecnn_deploy.wire import Result
+
+
+@dataclass(frozen=True, slots=True)
+class FrameVariant:
+    """What a frame's head is of. ``index``: of the variant in the manifest, and so in HELLO.variants."""
+
+    id: str
+    index: int
+    precision: str
 
 
 @dataclass(slots=True, eq=False)
@@ -21,6 +32,7 @@ class Sent:
     sent_coder: str  # that the payload has: raw where coding does not make it smaller
     wire_bytes: int
     began_s: float
+    variant: int = 0  # index in the manifest
     ids: tuple[str, int] | None = None  # the trace of its session and its request id, where it is traced
 
 
@@ -32,6 +44,9 @@ class MovingFrame:
     source: str
     captured_s: float
     deadline_s: float | None
+    variant: FrameVariant
+    choice: Choice | None = None  # how the variant was chosen, where it is for each frame
+    told_choice: dict[str, Any] | None = None  # the same for the report
     alone: bool = False  # no other frame is under way: a hand-over to another thread is no waiting
     pixels: Frame | None = None  # (height, width, 3); kept as long as the unsplit model may need it
     planes: Planes | None = None
@@ -50,6 +65,15 @@ class MovingFrame:
     lost: EdgeUnreachableError | None = None  # what its connection ended by
     tried: tuple[Failure, AecnnError] | None = None  # why the unsplit model has it
     away_s: float = 0.0  # spent on an edge that gave no answer, before the unsplit model had it
+
+    def chosen(self, variant: FrameVariant, choice: Choice) -> None:
+        """Which variant it goes by from now on."""
+        self.variant, self.choice = variant, choice
+
+    @property
+    def to_be_sent(self) -> bool:
+        """Whether a variant was chosen for it, and the unsplit model does not have it."""
+        return self.choice is not None and self.choice.forecast is not None and self.tried is None
 
     def waits(self, now_s: float) -> None:
         """It is put into a queue."""
@@ -92,9 +116,7 @@ class MovingFrame:
             )
         return max(1, int((self.deadline_s - now_s) * 1e3))
 
-    def split_report(
-        self, sent: Sent, result: Result, labels: tuple[str, ...], now_s: float, *, variant: str, head: str
-    ) -> ImageReport:
+    def split_report(self, sent: Sent, result: Result, labels: tuple[str, ...], now_s: float) -> ImageReport:
         """The edge answered at ``now_s``. Raises RequestFailedError: with no class of ours, or after the deadline."""
         if not result.top or result.top[0][0] >= len(labels):
             raise RequestFailedError(
@@ -113,8 +135,9 @@ class MovingFrame:
         return ImageReport(
             source=self.source,
             status="ok",
-            variant=variant,
-            head=head,
+            variant=self.variant.id,
+            choice=self.told_choice,
+            head=self.variant.precision,
             coder=sent.sent_coder,
             index=index,
             label=labels[index],
@@ -138,7 +161,7 @@ class MovingFrame:
         )
 
     def local_report(
-        self, index: int, score: float, labels: tuple[str, ...], now_s: float, *, variant: str, ran_s: float
+        self, index: int, score: float, labels: tuple[str, ...], now_s: float, *, ran_s: float
     ) -> ImageReport:
         """The unsplit model is done at ``now_s``, after ``ran_s``. Raises RequestFailedError: after the deadline."""
         assert self.tried is not None
@@ -152,7 +175,8 @@ class MovingFrame:
         return ImageReport(
             source=self.source,
             status="ok",
-            variant=variant,
+            variant=self.variant.id,
+            choice=self.told_choice,
             path=LOCAL,
             fallback=self.tried[0],
             index=index,

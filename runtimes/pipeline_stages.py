@@ -8,16 +8,18 @@ from threading import Event, Thread
 from aecnn_deploy.bundle.reader import Bundle
 from aecnn_deploy.codec import Planes
 from aecnn_deploy.errors import AecnnError, LinkLostError, SourceError
-from aecnn_deploy.runtimes.device_head import DeviceHead
+from aecnn_deploy.runtimes.device_heads import DeviceHeads
 from aecnn_deploy.runtimes.device_settings import DeviceSettings
 from aecnn_deploy.runtimes.edge_sessions import EdgeSessions, Session, Way
 from aecnn_deploy.runtimes.frame_desk import FrameDesk
 from aecnn_deploy.runtimes.frame_failure import Failure
 from aecnn_deploy.runtimes.frames import read_frame
 from aecnn_deploy.runtimes.interrupts import Interrupts
+from aecnn_deploy.runtimes.live_variants import LiveVariants, nothing_fits
 from aecnn_deploy.runtimes.local_model import LocalModel
 from aecnn_deploy.runtimes.moving_frame import MovingFrame, Sent
-from aecnn_deploy.runtimes.plane_coder import Answered, PlaneCoder
+from aecnn_deploy.runtimes.plane_coder import Answered
+from aecnn_deploy.runtimes.plane_coders import PlaneCoders
 from aecnn_deploy.runtimes.run_report import ImageReport
 from aecnn_deploy.runtimes.source import Source, SourceImage
 
@@ -37,12 +39,14 @@ class PipelineStages:
         settings: DeviceSettings,
         desk: FrameDesk,
         sessions: EdgeSessions,
-        coder: PlaneCoder,
-        head: DeviceHead,
+        coders: PlaneCoders,
+        heads: DeviceHeads,
         local: LocalModel | None,
+        live: LiveVariants | None,
     ) -> None:
         self._input, self._settings = bundle.manifest.input, settings
-        self._desk, self._sessions, self._coder, self._head, self._local = desk, sessions, coder, head, local
+        self._desk, self._sessions, self._coders, self._heads = desk, sessions, coders, heads
+        self._local, self._live = local, live
         self._source_error: BaseException | None = None
         self._threads: list[Thread] = []
         self._frames: Iterable[SourceImage] = ()
@@ -185,7 +189,7 @@ class PipelineStages:
             assert pixels is not None
             began_s = time.perf_counter()
             try:
-                frame.planes = self._head.planes(pixels)
+                frame.planes = self._heads[frame.variant.index].planes(pixels)
             except AecnnError as exc:
                 with desk.lock:
                     desk.fail_locked(frame, exc)
@@ -193,6 +197,8 @@ class PipelineStages:
             done_s = time.perf_counter()
             frame.head_s, frame.headed_s = done_s - began_s, done_s
             with desk.lock:
+                if self._live is not None:
+                    self._live.ran_head_locked(frame)
                 desk.headed_locked(frame, done_s)
 
     def _next_for_head(self) -> MovingFrame | None:
@@ -203,16 +209,41 @@ class PipelineStages:
                 now_s = time.perf_counter()
                 route = self._sessions.route_locked(now_s)
                 away = route.way is Way.AWAY
-                if desk.room_for_local_locked() if away else not desk.to_link:
-                    frame = desk.to_head.popleft()
-                    frame.taken(now_s)
-                    desk.capture_turn.notify()
+                if not away and self._live is not None:
+                    if self._choose(self._live, desk.to_head[0], now_s):
+                        frame = self._pop_for_head(now_s)
+                        if frame.to_be_sent:
+                            return frame
+                        desk.fail_locked(frame, nothing_fits(frame))
+                        continue
+                elif desk.room_for_local_locked() if away else not desk.to_link:
+                    frame = self._pop_for_head(now_s)
                     if not away:
                         return frame
                     desk.no_way_locked(frame, route)  # before the head's work, which would be for nothing
                     continue
             desk.head_turn.wait()
         return None
+
+    def _pop_for_head(self, now_s: float) -> MovingFrame:
+        frame = self._desk.to_head.popleft()
+        frame.taken(now_s)
+        self._desk.capture_turn.notify()
+        return frame
+
+    def _choose(self, live: LiveVariants, frame: MovingFrame, now_s: float) -> bool:
+        """Choose a variant for the frame that is next, or none; False: it has to wait for one of the ways."""
+        desk = self._desk
+        self._sessions.heard_locked()
+        flow = live.flow(*self._sessions.under_way_locked(), desk.unsent_locked(), self._sessions.load_locked())
+        head_is_free = not desk.to_link and not live.waits_for_the_first_answer(flow)
+        local_is_free = desk.room_for_local_locked()
+        if not head_is_free or not local_is_free:
+            fits = live.looks_good(frame, flow, now_s)
+            if not (head_is_free if fits else local_is_free):
+                return False
+        live.choose(frame, flow, now_s)
+        return True
 
     def _run_link(self) -> None:
         desk, used = self._desk, None
@@ -222,12 +253,12 @@ class PipelineStages:
                 if frame is None or session is None:
                     return
                 self._sessions.heard_locked()
-                last = None if frame.key_frame or len(session.in_flight) >= session.terms.references else session.last
+                last = self._reference(frame, session)
                 planes = frame.planes
             if planes is None:  # its time was over while it was taken
                 continue
             if used is not session:
-                self._coder.use(session.terms)
+                self._coders.use(session.terms)
                 used = session
             self._send(frame, session, planes, last)
 
@@ -253,23 +284,26 @@ class PipelineStages:
         return None, None
 
     def _send(self, frame: MovingFrame, session: Session, planes: Planes, last: Answered | None) -> None:
-        desk, link = self._desk, session.link
+        desk, link, index = self._desk, session.link, frame.variant.index
+        coder = self._coders.take(index)
         began_s = time.perf_counter()
         try:
-            chosen, encoded = self._coder.encode(planes, request_id=link.next_request_id, last=last)
+            chosen, encoded = coder.encode(planes, request_id=link.next_request_id, last=last)
             now_s = time.perf_counter()
             frame.encode_s += now_s - began_s
             frame.encoded_s = now_s
             left_ms = frame.time_left_ms(self._settings.deadline_ms, now_s)
             with desk.lock:
+                if self._live is not None:
+                    self._live.coded(index, coder.estimates())
                 if not desk.ledger.is_open(frame.number):
                     return
                 if session.ended or session.leaving or desk.stopping:
                     desk.put_back_locked(frame)
                     return
-                request_id, message = link.prepare(self._coder.variant_index, encoded, deadline_ms=left_ms)
+                request_id, message = link.prepare(index, encoded, deadline_ms=left_ms)
                 ids = (link.trace, request_id) if link.trace is not None else None
-                sent = Sent(frame, planes, chosen, encoded.coder, len(message), time.perf_counter(), ids)
+                sent = Sent(frame, planes, chosen, encoded.coder, len(message), time.perf_counter(), index, ids)
                 desk.send_locked(frame, sent)
                 self._sessions.register_locked(session, request_id, sent)
         except LinkLostError as exc:  # the edge is leaving, and the receiver has not told yet
@@ -286,6 +320,13 @@ class PipelineStages:
         except LinkLostError as exc:
             with desk.lock:
                 self._sessions.lost_locked(session, exc)
+
+    def _reference(self, frame: MovingFrame, session: Session) -> Answered | None:
+        """What the frame may be a difference to."""
+        index = frame.variant.index
+        if frame.key_frame or len(session.in_flight) >= session.terms[index].references:
+            return None
+        return session.last.get(index)
 
     def _run_local(self) -> None:
         desk, local = self._desk, self._local

@@ -1,6 +1,7 @@
 """One variant's planes as payloads: the coders that both halves have, the choice among them, what it stands on."""
 
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,11 +12,13 @@ from aecnn_deploy.bundle.reader import Bundle
 from aecnn_deploy.codec import CODERS, DELTA_CODERS, MAX_DISTANCE, EncodedPlanes, coder_names, delta_names
 from aecnn_deploy.errors import CodecError, SettingsError
 from aecnn_deploy.planning.link_rate import FASTEST_MS, LinkRate
+from aecnn_deploy.planning.live_forecast import CoderEstimate
 from aecnn_deploy.runtimes.coder_choice import CoderChoice, Objective, Reference
 from aecnn_deploy.runtimes.plane_memory import plane_dictionary, useful_coders
-from aecnn_deploy.wire import Welcome
+from aecnn_deploy.wire import HEADER_BYTES, Welcome
 
 AUTO, SMALLEST = "auto", "smallest"
+_NEW = 0.25  # weight of a new measurement against the mean of those before
 _OBJECTIVE: dict[str, Objective] = {AUTO: "time", SMALLEST: "bytes"}
 
 
@@ -53,9 +56,15 @@ class PlaneCoder:
     def __init__(self, bundle: Bundle, variant: VariantSpec, rate: LinkRate, *, coder: str, level: int) -> None:
         self._variant, self._coder, self._level, self.rate = variant, coder, level, rate
         self.variant_index = [spec.id for spec in bundle.manifest.variants].index(variant.id)
+        self._alone: CoderEstimate | None = None  # of the only coder, which the choice does not measure
+        self._referred = False  # the last frame could have been a difference
         self._dictionary = plane_dictionary(bundle, variant)
         self._references = 0
         self._choice = self._choose(self._wanted((*coder_names(), *delta_names())))
+
+    @property
+    def variant(self) -> str:
+        return self._variant.id
 
     @property
     def wants_rate(self) -> bool:
@@ -80,11 +89,39 @@ class PlaneCoder:
         reference = None
         if last is not None and (distance := request_id - last.request_id) <= self._references:
             reference = Reference(last.planes, distance)
-        return self._choice.encode(planes, self.rate.ms_per_byte, reference)
+        self._referred = reference is not None
+        began_s = time.perf_counter()
+        chosen, encoded = self._choice.encode(planes, self.rate.ms_per_byte, reference)
+        self._follow(chosen, len(encoded.payload), (time.perf_counter() - began_s) * 1e3)
+        return chosen, encoded
 
     def decoded(self, coder: str, took_ms: float) -> None:
         """The edge decoded a frame of ``coder`` in ``took_ms``."""
         self._choice.decoded(coder, took_ms)
+        if (alone := self._alone) is not None:
+            self._alone = replace(alone, decode_ms=alone.decode_ms + _NEW * (took_ms - alone.decode_ms))
+
+    def estimates(self) -> tuple[CoderEstimate, ...]:
+        """What the next frame is expected to take by each coder that may then be chosen; none before the first."""
+        costs = [
+            cost
+            for cost in self._choice.costs(self.rate.ms_per_byte)
+            if self._referred or cost.coder not in DELTA_CODERS
+        ]
+        if not costs:
+            return () if self._alone is None else (self._alone,)
+        return tuple(
+            CoderEstimate(cost.coder, HEADER_BYTES + cost.bytes, cost.encode_ms, cost.decode_ms)
+            for cost in (costs if self._choice.objective == "time" else costs[:1])
+        )
+
+    def _follow(self, coder: str, payload_bytes: int, took_ms: float) -> None:
+        before = self._alone or CoderEstimate(coder, HEADER_BYTES + payload_bytes, took_ms, took_ms)
+        self._alone = replace(
+            before,
+            message_bytes=before.message_bytes + _NEW * (HEADER_BYTES + payload_bytes - before.message_bytes),
+            encode_ms=before.encode_ms + _NEW * (took_ms - before.encode_ms),
+        )
 
     def explain(self) -> dict[str, Any] | None:
         """What ``--explain`` shows: the link's rate and every coder's expected cost; None where the coder is fixed."""

@@ -42,6 +42,7 @@ class ImageReport:
     edge_ms: float | None = None
     total_ms: float | None = None
     stages_ms: dict[str, float] = field(default_factory=dict)
+    choice: dict[str, Any] | None = None  # how the variant was chosen for this image, if that was asked for
 
 
 class Percentiles:

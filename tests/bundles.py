@@ -40,6 +40,7 @@ class TinyVariant:
     bits: int
     tail_loops: int = 0  # 512x512 matrix products in the tail: 100 of them take a good part of a second
     head_loops: int = 0  # the same in the head
+    accuracy: float | None = None  # as the bundle states it
 
 
 VARIANTS = (TinyVariant("tiny-l1-v2-u8", 4, 4, 8), TinyVariant("tiny-l1-v4-u4", 2, 4, 4))
@@ -54,10 +55,11 @@ def make_bundle(
     size: int = SIZE,
     dictionary: bool = False,
     tail_of_first: Path | None = None,
+    agreement: float | None = 0.5,
 ) -> Manifest:
     """Write a bundle to ``out``; another ``seed`` gives other weights and so another bundle id.
 
-    ``tail_of_first``: a file to take for the first variant's tail, whatever it is.
+    ``tail_of_first``: a file to take for the first variant's tail, whatever it is. ``agreement``: as it states of all.
     """
     rng = np.random.default_rng(seed)
     spec = InputSpec(size, size, size * 9 // 8, "bicubic", (127.0,) * 3, (128.0,) * 3)
@@ -86,7 +88,8 @@ def make_bundle(
                     head_macs=1000,
                     full_macs=9000,
                     tails={"onnxruntime": tail},
-                    agreement=0.5,
+                    accuracy=variant.accuracy,
+                    agreement=agreement,
                     coding=coding,
                 )
             )

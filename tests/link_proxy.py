@@ -12,6 +12,7 @@ from typing import Any, Self
 _PIECE_BYTES = 4096
 _PIECES = 64  # that wait for their time, of one direction of a connection
 _START_S = 10.0
+_LOOK_S = 0.02  # how often a piece that waits looks at the rate
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +33,16 @@ class LinkSettings:
                 raise ValueError(f"{name} is {value}, expected a positive number")
 
 
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """``last``: what the link has carried when it is through. ``came_s``: when it came."""
+
+    content: bytes
+    last: float
+    came_s: float
+    delay_s: float
+
+
 class LinkProxy:
     """Forwards TCP connections to ``to_port`` on loopback, on a thread of its own; a context manager.
 
@@ -46,7 +57,8 @@ class LinkProxy:
         self._thread = threading.Thread(target=self._run, name="link proxy")
         self._started, self._stop = threading.Event(), asyncio.Event()
         self._connections: set[_Connection] = set()
-        self._free_s = [0.0, 0.0]  # when each direction has sent what it has
+        self._last = [0.0, 0.0]  # bytes that the link can have carried when each direction has sent what it has
+        self._base = (0.0, 0.0)  # a time, and the bytes that the link can have carried by then
 
     @property
     def url(self) -> str:
@@ -65,24 +77,38 @@ class LinkProxy:
 
     @property
     def rate_bps(self) -> float | None:
-        """Of each direction; what is set holds for all that comes from then on."""
+        """Of each direction; what is set holds at once, also for what is under way. From any thread."""
         return self._settings.rate_bps
 
     @rate_bps.setter
     def rate_bps(self, rate_bps: float | None) -> None:
-        self._settings = replace(self._settings, rate_bps=rate_bps)
+        def change() -> None:
+            now_s = self._loop.time()
+            self._base = now_s, self._carried(now_s)
+            self._settings = replace(self._settings, rate_bps=rate_bps)
+
+        self._loop.call_soon_threadsafe(change)
 
     def stop_cutting(self) -> None:
         """Leave the connections whole from now on."""
         self._settings = LinkSettings(self._settings.rate_bps, self._settings.delay_s)
 
-    def deliver_at_s(self, direction: int, size: int) -> float:
-        """When a piece of ``size`` bytes that came now is through."""
-        settings, now_s = self._settings, self._loop.time()
-        if settings.rate_bps is not None:
-            self._free_s[direction] = max(now_s, self._free_s[direction]) + size * 8 / settings.rate_bps
-            now_s = self._free_s[direction]
-        return now_s + self._random.uniform(*settings.delay_s)
+    def take(self, direction: int, content: bytes) -> "_Piece":
+        """A piece came now."""
+        now_s = self._loop.time()
+        if self._settings.rate_bps is not None:
+            self._last[direction] = max(self._carried(now_s), self._last[direction]) + len(content)
+        return _Piece(content, self._last[direction], now_s, self._random.uniform(*self._settings.delay_s))
+
+    def left_s(self, piece: "_Piece") -> float:
+        """When a piece is through, as the link's rate is now; negative: it has been."""
+        now_s, rate_bps = self._loop.time(), self._settings.rate_bps
+        link_s = piece.came_s - now_s if rate_bps is None else (piece.last - self._carried(now_s)) * 8 / rate_bps
+        return link_s + piece.delay_s
+
+    def _carried(self, now_s: float) -> float:
+        since_s, carried = self._base
+        return carried + (now_s - since_s) * (self._settings.rate_bps or 0.0) / 8
 
     def _run(self) -> None:
         asyncio.set_event_loop(self._loop)
@@ -142,7 +168,7 @@ class _Connection:
     async def forward(self, near: asyncio.StreamReader, far: asyncio.StreamReader) -> None:
         ways: list[Coroutine[Any, Any, None]] = []
         for direction, (reader, writer) in enumerate(((near, self._writers[1]), (far, self._writers[0]))):
-            queue: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue(_PIECES)
+            queue: asyncio.Queue[_Piece] = asyncio.Queue(_PIECES)
             ways += [self._take(direction, reader, queue), self._give(writer, queue)]
         tasks = [asyncio.create_task(way) for way in ways]
         try:
@@ -154,22 +180,19 @@ class _Connection:
             for writer in self._writers:
                 writer.close()
 
-    async def _take(
-        self, direction: int, reader: asyncio.StreamReader, queue: "asyncio.Queue[tuple[float, bytes]]"
-    ) -> None:
+    async def _take(self, direction: int, reader: asyncio.StreamReader, queue: "asyncio.Queue[_Piece]") -> None:
         with suppress(OSError):
             while piece := await reader.read(_PIECE_BYTES):
-                await queue.put((self._proxy.deliver_at_s(direction, len(piece)), piece))
-        await queue.put((0.0, b""))
+                await queue.put(self._proxy.take(direction, piece))
+        await queue.put(_Piece(b"", 0.0, 0.0, 0.0))
         await asyncio.Event().wait()  # _give ends the connection, once it has given all
 
-    async def _give(self, writer: asyncio.StreamWriter, queue: "asyncio.Queue[tuple[float, bytes]]") -> None:
-        loop = asyncio.get_running_loop()
+    async def _give(self, writer: asyncio.StreamWriter, queue: "asyncio.Queue[_Piece]") -> None:
         with suppress(OSError):
-            while (item := await queue.get())[1]:
-                at_s, piece = item
-                if (wait_s := at_s - loop.time()) > 0:
-                    await asyncio.sleep(wait_s)
+            while (item := await queue.get()).content:
+                piece = item.content
+                while (left_s := self._proxy.left_s(item)) > 0:
+                    await asyncio.sleep(min(left_s, _LOOK_S))
                 if self.cut_within_a_piece:
                     writer.write(piece[: len(piece) // 2])
                     await asyncio.sleep(0)

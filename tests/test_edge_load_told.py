@@ -18,8 +18,9 @@ from aecnn_deploy.runtimes.device_link import EdgeLink
 from aecnn_deploy.runtimes.device_settings import DeviceSettings
 from aecnn_deploy.runtimes.edge_load_told import EdgeLoad, VariantLoad, load_told
 from aecnn_deploy.runtimes.edge_sessions import EdgeSessions
-from aecnn_deploy.runtimes.moving_frame import MovingFrame, Sent
+from aecnn_deploy.runtimes.moving_frame import FrameVariant, MovingFrame, Sent
 from aecnn_deploy.runtimes.plane_coder import PlaneCoder
+from aecnn_deploy.runtimes.plane_coders import PlaneCoders
 from aecnn_deploy.wire import Failed, Load, Result, ResultReceived, Welcomed
 from tests.bundles import TinyVariant, make_bundle, serving
 from tests.edge_client import Client, metric, planes_of
@@ -161,12 +162,13 @@ def test_a_device_knows_the_load_of_its_session_from_welcome_and_results(bundle:
     def loads(url: str, *uses: int) -> tuple[EdgeLoad | None, EdgeLoad | None]:
         """After the WELCOME; and after RESULTs until both variants are told of, or after one where none is used."""
         settings = DeviceSettings(url, variant="tiny-fast")
-        coder = PlaneCoder(bundle, fast, LinkRate(), coder="raw", level=3)
+        rate = LinkRate()
+        coders = PlaneCoders({1: PlaneCoder(bundle, fast, rate, coder="raw", level=3)}, rate)
         hello, answers, lock = hello_of(bundle, settings, uses), Answers(), Lock()
         sessions = EdgeSessions(
             lock,
             lambda: EdgeLink(url, hello, timeout_s=10.0, limits=settings.limits),
-            coder,
+            coders,
             answers,
             in_flight=4,
             timeout_s=10.0,
@@ -186,8 +188,8 @@ def test_a_device_knows_the_load_of_its_session_from_welcome_and_results(bundle:
                 asked += 1
                 with lock:
                     request_id, message = session.link.prepare(1, encoded, deadline_ms=0)
-                    frame = MovingFrame(0, "frame0", time.perf_counter(), None)
-                    sent = Sent(frame, planes, "raw", "raw", len(message), time.perf_counter())
+                    frame = MovingFrame(0, "frame0", time.perf_counter(), None, FrameVariant("tiny-fast", 1, "fp32"))
+                    sent = Sent(frame, planes, "raw", "raw", len(message), time.perf_counter(), 1)
                     sessions.register_locked(session, request_id, sent)
                 session.link.send(message)
                 while answers.results < asked:

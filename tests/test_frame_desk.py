@@ -17,7 +17,7 @@ from aecnn_deploy.runtimes.edge_sessions import Route, Way
 from aecnn_deploy.runtimes.frame_desk import FrameDesk
 from aecnn_deploy.runtimes.frame_failure import Failure
 from aecnn_deploy.runtimes.local_model import LocalModel
-from aecnn_deploy.runtimes.moving_frame import MovingFrame, Sent
+from aecnn_deploy.runtimes.moving_frame import FrameVariant, MovingFrame, Sent
 from aecnn_deploy.wire import Failed, FailureCode
 from tests.bundles import LABELS, make_bundle
 from tests.device_runs import result
@@ -49,8 +49,7 @@ class DeskMachine(RuleBasedStateMachine):
         self.desk = FrameDesk(
             settings,
             url=URL,
-            variant="v",
-            precision="fp32",
+            variant=FrameVariant("v", 0, "fp32"),
             labels=LABELS,
             local=LocalModel(tiny(), settings) if fallback else None,
             latest=latest,

@@ -11,6 +11,7 @@ import typer
 
 from aecnn_deploy.cli.bundle_argument import BundleArgument, open_named
 from aecnn_deploy.cli.console import print_json, say
+from aecnn_deploy.cli.explain_choice import ChoiceLines
 from aecnn_deploy.cli.guard_options import CaOption, CertOption, DeviceTokenOption, KeyOption
 from aecnn_deploy.cli.service import log_warnings, stop_on_sigterm
 from aecnn_deploy.cli.source_options import (
@@ -57,7 +58,10 @@ def run_device(
     bundle: BundleArgument,
     edge: Annotated[str, typer.Option(help="Where the edge is: ws://HOST:PORT, wss://, http:// or https://.")],
     source: SourceOption,
-    variant: Annotated[str | None, typer.Option(help="Variant to run; the bundle's first if not given.")] = None,
+    variant: Annotated[
+        str | None,
+        typer.Option(help="Variant to run; if not given, chosen for each image with --deadline-ms, else the first."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document at the end.")] = False,
     as_jsonl: Annotated[
         bool, typer.Option("--jsonl", help="Print a line of JSON for each image, and a last one with the summary.")
@@ -70,11 +74,20 @@ def run_device(
         bool, typer.Option("--spinning/--no-spinning", help="Let idle ONNX Runtime threads burn their core.")
     ] = False,
     coder: Annotated[
-        str, typer.Option(help="How the planes are coded: smallest, auto (the fastest on this link), or a coder.")
-    ] = "smallest",
-    explain: Annotated[bool, typer.Option("--explain", help="Say at the end how coders were chosen.")] = False,
+        str | None,
+        typer.Option(
+            help="How the planes are coded: smallest, auto (the fastest on this link), or a coder. auto if the variant "
+            "is chosen for each image, else smallest."
+        ),
+    ] = None,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Say how variants were chosen, and at the end how coders were.")
+    ] = False,
     zstd_level: Annotated[int, typer.Option(help="zstd level of the planes, 1 to 22.")] = 3,
     deadline_ms: Annotated[float | None, typer.Option(help="Milliseconds for each image, from file to label.")] = None,
+    min_accuracy: Annotated[
+        float | None, typer.Option(help="With --deadline-ms: choose among variants of this accuracy, 0 to 1, or more.")
+    ] = None,
     timeout_s: Annotated[float, typer.Option(help="Seconds to wait for the edge, each time.")] = 10.0,
     name: Annotated[
         str | None, typer.Option(help="What the edge's status page calls this device; the host's name if not given.")
@@ -122,6 +135,8 @@ def run_device(
         coder=coder,
         zstd_level=zstd_level,
         deadline_ms=deadline_ms,
+        min_accuracy=min_accuracy,
+        explain=explain,
         timeout_s=timeout_s,
         name=name,
         credentials=Credentials(ca, cert, key, token_file),
@@ -129,7 +144,7 @@ def run_device(
         policy=policy.value if policy is not None else None,
         fallback=fallback.value,
     )
-    table = _Table()
+    table = _Table(ChoiceLines())
     watchers: list[Callable[[ImageReport], None]] = [] if as_json else [_line if as_jsonl else table.row]
     if log_format is None:
         log_warnings("aecnn_deploy.device", "aecnn_deploy.device.source")
@@ -195,6 +210,8 @@ def _explain(choice: "dict[str, Any] | None") -> None:
     rate = f"{link['megabits_per_s']:,.3g} Mbit/s" if link["megabits_per_s"] else "too fast to measure"
     trip = f", {link['fixed_ms']:.2f} ms there and back" if link["fixed_ms"] is not None else ""
     _print(f"link: {rate}{trip}, from {link['frames']} frames")
+    if "variant" in choice:
+        _print(f"coders of {_fitted(choice['variant'], 69)}:")
     _print(f"{'coder':<12} {'bytes':>8} {'encode':>8} {'send':>9} {'decode':>8} {'together, ms':>13}")
     for row in coders:
         _print(
@@ -209,10 +226,15 @@ def _explain(choice: "dict[str, Any] | None") -> None:
 class _Table:
     """Lines of 80 columns, printed as the images are done."""
 
-    def __init__(self) -> None:
-        self._begun = False
+    def __init__(self, choices: ChoiceLines) -> None:
+        self._begun, self._choices = False, choices
 
     def row(self, image: "ImageReport") -> None:
+        self._row(image)
+        for line in self._choices.of(image.source, image.choice):
+            _print(line)
+
+    def _row(self, image: "ImageReport") -> None:
         if not self._begun:
             _print(_HEADER)
             self._begun = True
@@ -230,6 +252,8 @@ class _Table:
         )
 
     def end(self, report: "RunReport") -> None:
+        for line in self._choices.rest():
+            _print(line)
         summary = report.summary()
         line = f"{summary['ok']} ok, {summary['failed']} failed"
         line += "".join(f", {summary[key]} {key}" for key in ("dropped", "local") if summary[key])
