@@ -74,7 +74,9 @@ bench: $(STAMP) ## what our own code costs one image; results in benchmarks/resu
 bench-link: $(STAMP) ## Fig. 5 and a drive through a tunnel over shaped links; needs root (BENCH_DATA=FOLDER, FIG5=…, DRIVE=…)
 	status=0; \
 	$(BIN)/python -m benchmarks.link_fig5 $(if $(BENCH_DATA),--data '$(BENCH_DATA)') $(FIG5) || status=1; \
-	$(BIN)/python -m benchmarks.link_drive $(if $(BENCH_DATA),--data '$(BENCH_DATA)') $(DRIVE) || status=1; \
+	for trace in stairs wall; do \
+		$(BIN)/python -m benchmarks.link_drive --trace $$trace $(if $(BENCH_DATA),--data '$(BENCH_DATA)') $(DRIVE) || status=1; \
+	done; \
 	exit $$status
 
 wheel-check: $(STAMP) ## build the wheel and compare its content with what is expected

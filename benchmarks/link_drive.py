@@ -2,10 +2,10 @@
 
     .venv/bin/python -m benchmarks.link_drive [--data FOLDER]
 
-Labelled test photographs at a fixed pace over a link whose uplink follows ``TRACE`` and whose downlink is ten times as
-fast (``benchmarks.namespaces``; needs root), one thread for each half's models. Every arm drives alone, with the same
-photographs at the same moments: ``live`` (``run_frames`` with a deadline and no variant), every variant alone (coder
-``auto``), full offloading as JPEG (``benchmarks.link_drivers``).
+Labelled test photographs at a fixed pace over a link whose uplink follows one of ``TRACES`` and whose downlink is ten
+times as fast (``benchmarks.namespaces``; needs root), one thread for each half's models. Every arm drives alone, with
+the same photographs at the same moments: ``live`` (``run_frames`` with a deadline and no variant), every variant alone
+(coder ``auto``), full offloading as JPEG (``benchmarks.link_drivers``).
 
 Per frame: answered in time or not, and by which variant. ``score`` is the mean over all frames of (in time) × (accuracy
 that the manifest states for the variant that answered); ``right`` the share of frames in time with the right label.
@@ -19,8 +19,9 @@ import argparse
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -36,18 +37,24 @@ from benchmarks.namespaces import Link, linked, why_not
 from benchmarks.processes import Worker, sleep_until, working
 from benchmarks.traffic import ZOO, default_data, named_bundle
 
-# Seconds, and Mbit/s for so long: good, into a tunnel, out of it, good again. In the tunnel only the smallest message
-# fits the default deadline; everything, full offloading too, fits it in the good parts.
-TRACE = (
-    (18.0, 10.0),
-    (2.0, 2.0),
-    (2.0, 0.7),
-    (2.0, 0.35),
-    (14.0, 0.2),
-    (2.0, 0.35),
-    (2.0, 0.7),
-    (2.0, 2.0),
-    (16.0, 10.0),
+# Seconds, and Mbit/s for so long: good, into a tunnel, out of it, good again; by stairs, or from one frame to the next.
+# In the tunnel only the smallest message fits the default deadline; everything, full offloading too, fits it in the
+# good parts.
+TRACES: Mapping[str, Sequence[tuple[float, float]]] = MappingProxyType(
+    {
+        "stairs": (
+            (18.0, 10.0),
+            (2.0, 2.0),
+            (2.0, 0.7),
+            (2.0, 0.35),
+            (14.0, 0.2),
+            (2.0, 0.35),
+            (2.0, 0.7),
+            (2.0, 2.0),
+            (16.0, 10.0),
+        ),
+        "wall": ((22.0, 10.0), (16.0, 0.2), (22.0, 10.0)),
+    }
 )
 DOWNLINK = 10.0  # times the uplink's rate, as links to a network's edge are made
 LIVE = Driver("live")
@@ -59,8 +66,8 @@ _LEAD_S = 0.5
 _ANSWER_S = 120.0
 _SEED = 0
 _FOLDER = Path(__file__).parent
-RESULTS = _FOLDER / "results" / "link_drive.json"
-FIGURE = _FOLDER.parent / "docs" / "figures" / "link_drive.svg"
+RESULTS = _FOLDER / "results"
+FIGURES = _FOLDER.parent / "docs" / "figures"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -72,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("link_drive skipped: no photographs; give --data or set AECNN_DATA")
         return 0
     bundle = named_bundle(options.bundle)
-    trace = [(seconds * options.scale, rate * 1e6) for seconds, rate in TRACE]
+    trace = [(seconds * options.scale, rate * 1e6) for seconds, rate in TRACES[options.trace]]
     photographs = _photographs(options, sum(seconds for seconds, _ in trace))
     fixed = [Driver(variant.id, variant.id) for variant in bundle.manifest.variants]
     drivers = [LIVE, *fixed, FULL] if not options.no_live else [*fixed, FULL]
@@ -99,14 +106,20 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=default_data(), help="the folder caltech101")
     parser.add_argument("--bundle", default=ZOO, help="a bundle, or zoo:NAME")
+    parser.add_argument("--trace", choices=TRACES, default="stairs", help="how the rate changes")
     parser.add_argument("--pace-hz", type=float, default=10.0, help="frames a second")
     parser.add_argument("--deadline-ms", type=float, default=70.0, help="of each frame, from when it is due")
     parser.add_argument("--scale", type=float, default=1.0, help="of the trace's times; 0.2 for a trial")
     parser.add_argument("--no-live", action="store_true", help="without the live choice")
     parser.add_argument("--downlink", type=float, default=DOWNLINK, help="its rate, as a multiple of the uplink's")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="where to write the JSON")
-    parser.add_argument("--figure", type=Path, default=FIGURE, help="where to draw")
-    return parser.parse_args(arguments)
+    parser.add_argument(
+        "--out", type=Path, help=f"where to write the JSON; {RESULTS.name}/link_drive_TRACE.json if not given"
+    )
+    parser.add_argument("--figure", type=Path, help=f"where to draw; {FIGURES.name}/link_drive_TRACE.svg if not given")
+    options = parser.parse_args(arguments)
+    options.out = options.out or RESULTS / f"link_drive_{options.trace}.json"
+    options.figure = options.figure or FIGURES / f"link_drive_{options.trace}.svg"
+    return options
 
 
 def _photographs(options: argparse.Namespace, seconds: float) -> list[Path]:
@@ -179,7 +192,7 @@ def _document(
     ]
     return {
         "benchmark": "link_drive",
-        "command": ".venv/bin/python -m benchmarks.link_drive --data $AECNN_DATA/caltech101",
+        "command": f".venv/bin/python -m benchmarks.link_drive --trace {options.trace} --data $AECNN_DATA/caltech101",
         "downlink": options.downlink,
         "bundle_id": manifest.bundle_id,
         "trace": [{"seconds": seconds, "rate_bps": rate_bps} for seconds, rate_bps in trace],

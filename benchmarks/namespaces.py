@@ -14,14 +14,18 @@ millisecond's. Above ``_IDLE_FRAMES_UNTIL_BPS`` a packet takes so little time th
 """
 
 import ctypes
+import fcntl
 import itertools
 import os
 import re
 import shutil
 import signal
 import socket
+import struct
 import subprocess
+import termios
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -38,6 +42,7 @@ _BURST_S = 1e-3  # of the rate, in the bucket: a timer that is late by less lose
 _QUEUE_PACKETS = 4000  # that wait for the link; nothing that is measured here fills it, so nothing is lost
 _IDLE_FRAMES_HZ = 1000.0
 _IDLE_FRAMES_UNTIL_BPS = 60e6
+_DRAIN_S = 0.5  # for those that wait, when they are to be smaller
 _IDLE_FRAMES_WAITING = 64  # about as many milliseconds that their thread may sleep
 _IDLE_ETHERTYPE = 0x88B5  # IEEE 802's for local experiments
 _IDLE_PRIORITY = 2  # of a packet: what pfifo_fast puts into its last band; all others are in bands before it
@@ -87,6 +92,8 @@ class Link:
         frame_bytes = idle_frame_bytes(rate_bps)
         if not frame_bytes and side in self._idling:
             self._idling.pop(side).end()
+        elif side in self._idling and frame_bytes < self._idling[side].frame_bytes:
+            self._idling[side].drain()
         verb = "change" if self._shaped else "add"
         bucket = ["rate", f"{rate_bps:.0f}bit", "burst", str(burst_bytes(rate_bps))]
         queue = ["limit", str(_QUEUE_PACKETS * _PACKET)]
@@ -96,7 +103,7 @@ class Link:
         if frame_bytes and side not in self._idling:
             self._idling[side] = _IdleFrames(self.names[side], frame_bytes)
         elif frame_bytes:
-            self._idling[side].frame_bytes = frame_bytes
+            self._idling[side].go_on(frame_bytes)
 
     def process(self, side: Side, argv: Sequence[str], **options: Any) -> "subprocess.Popen[str]":
         """``argv`` as a process within a namespace, which ends with this one. ``options`` are subprocess.Popen's."""
@@ -196,12 +203,30 @@ class _IdleFrames:
 
     def __init__(self, namespace: str, frame_bytes: int) -> None:
         self.frame_bytes = frame_bytes
-        self._namespace, self._ended = namespace, threading.Event()
+        self._namespace, self._ended, self._wanted = namespace, threading.Event(), threading.Event()
+        self._wanted.set()
+        self._line: socket.socket | None = None
         self._thread = threading.Thread(target=self._send, name=f"idle frames of {namespace}", daemon=True)
         self._thread.start()
 
+    def drain(self) -> None:
+        """Send none, and wait until none waits: at a lower rate, large ones would let the bucket fill up meanwhile."""
+        self._wanted.clear()
+        end_s = time.monotonic() + _DRAIN_S
+        while self._line is not None and time.monotonic() < end_s:
+            waiting = struct.unpack("i", fcntl.ioctl(self._line, termios.TIOCOUTQ, b"\0" * 4))[0]
+            if not waiting:
+                return
+            time.sleep(0.001)
+
+    def go_on(self, frame_bytes: int) -> None:
+        """Send frames of this size from now on."""
+        self.frame_bytes = frame_bytes
+        self._wanted.set()
+
     def end(self) -> None:
         self._ended.set()
+        self._wanted.set()
         self._thread.join()
 
     def _send(self) -> None:
@@ -213,7 +238,9 @@ class _IdleFrames:
             line.settimeout(0.2)
             line.bind((PORT, 0))
             head = b"\x02" * 12 + _IDLE_ETHERTYPE.to_bytes(2, "big")  # to and from nobody
+            self._line = line
             while not self._ended.is_set():
+                self._wanted.wait()
                 with suppress(TimeoutError):
                     line.send(head.ljust(self.frame_bytes, b"\0"))
 

@@ -198,6 +198,17 @@ class TestWhatIsKnown:
         rate.heard(1000, slow_ms, 40.0)
         assert rate.ms_per_byte == pytest.approx(MEGABIT_MS * 10)
 
+    def test_after_an_unsteady_time_four_far_slower_messages_are_believed_all_the_same(self) -> None:
+        rate = LinkRate()
+        rate.pinged(0.2, 0.0)
+        for number, link_ms in enumerate([2.5, 21.6, 6.2, 2.5, 17.8, 2.8, 11.4, 18.6] * 3):
+            rate.heard(700, link_ms, 0.1 * number)
+        before_bps = rate.rate_bps
+        for number in range(4):
+            rate.heard(1700, 74.0, 2.4 + 0.1 * number)
+        assert before_bps > 1.5e6
+        assert rate.rate_bps == pytest.approx(bytes_on_link(1700) * 8e3 / 73.8, rel=0.02)
+
     def test_answers_in_a_burst_after_one_that_was_held_up_are_no_rise(self) -> None:
         rate = steady()
         for held_ms in (10.0 + 4 * bytes_on_link(1000) * MEGABIT_MS, 10.0, 10.0, 10.0):

@@ -63,6 +63,16 @@ def test_the_first_bytes_of_a_message_are_not_let_through_at_line_speed(link: Li
         assert sorted(connection.message_ms(700) for _ in range(9))[4] > 0.75 * 700 * 8e3 / 1e6
 
 
+def test_after_a_drop_of_the_rate_messages_take_what_they_take_there(link: Link) -> None:
+    with transfers(link) as connection:
+        link.shape(10e6)
+        for _ in range(20):  # idle frames of that rate's size wait by now
+            connection.message_ms(700)
+        link.shape(0.5e6)
+        connection.message_ms(3000)  # what the bucket still held
+        assert sorted(connection.message_ms(700) for _ in range(9))[2] > 0.75 * 700 * 8e3 / 0.5e6
+
+
 def test_without_a_rate_it_is_as_fast_as_the_machine(link: Link) -> None:
     with transfers(link) as connection:
         link.shape(1e6)

@@ -16,6 +16,7 @@ _SPAN = 8  # messages of a busy link that are measured together: what arrives la
 _SLOWER, _FASTER = 1.8, 1.6  # times the present rate: what may be another one
 _SLOWER_MS, _FASTER_MS = 2.0, 1.0  # and by so much at least: processes are late by as much
 _SLOWER_FOR, _FASTER_FOR = 3, 2  # messages one after the other; then it is another one
+_SLOWER_SURELY = 4  # messages one after the other, however far those before them lay apart
 _LONG_MS = 300.0  # that suspects took beyond the present rate: one lost packet costs 200
 _STALE_S = 5.0  # without a message: the first one that differs is believed
 _FIXED_S = 180.0  # an empty message's time counts for so long
@@ -35,10 +36,10 @@ class LinkRate:
 
     What disturbs a message, another process or a lost packet, only makes it longer: the rate is the lower quartile over
     the last 32 messages and 2.5 s, of spans of up to 8 where the link was busy without a gap. Where three messages one
-    after the other are far slower than that, or two far faster, the link is another one now, and what was before is
-    forgotten: a tenfold drop is known within 5 messages, and before that from how long the oldest message has been
-    without an answer (``waiting``); a tenfold rise within 3 s. A burst of answers after one that was held up is not a
-    rise, as all of them are measured together.
+    after the other are far slower than that, and than it was unsteady, or four however unsteady it was, or two far
+    faster, the link is another one now, and what was before is forgotten: a tenfold drop is known within 5 messages, and
+    before that from how long the oldest message has been without an answer (``waiting``); a tenfold rise within 3 s. A
+    burst of answers after one that was held up is not a rise, as all of them are measured together.
 
     A byte is one *on the link*: ``bytes_on_link`` of a message, with the headers of all its packets. Not resolved is
     what passes in a time near the jitter: with messages of 1.3 kB and answers that are late by up to 2 ms the rate is
@@ -52,6 +53,7 @@ class LinkRate:
     _window: deque[_Sample] = field(default_factory=lambda: deque(maxlen=_WINDOW), init=False)
     _suspects: list[_Sample] = field(default_factory=list, init=False)  # all slower, or all faster
     _suspected_slower: bool = field(default=False, init=False)
+    _beyond: list[_Sample] = field(default_factory=list, init=False)  # the last ones, all far slower than the rate
     _run: deque[_Sample] = field(default_factory=lambda: deque(maxlen=_SPAN), init=False)  # without a gap
     _at_least: float = field(default=0.0, init=False)  # ms a byte, while a message is without an answer
     _estimate: float = field(default=GUESS_MS, init=False)
@@ -159,7 +161,17 @@ class LinkRate:
         if not self._window:
             self._window.append(sample)
             return
+        # On its own: what was before it on the link passed at another rate.
+        alone = _Sample(sample.at_s, sample.ms, sample.link_bytes, spans[0])
+        if sample.ms > _SLOWER * _quartile(self._window) * sample.link_bytes + _SLOWER_MS:
+            self._beyond.append(alone)
+        else:
+            self._beyond.clear()
         slower = sample.ms > self._slower_ms(sample.link_bytes)
+        if len(self._beyond) >= _SLOWER_SURELY:
+            self._suspects[:] = self._beyond
+            self._adopt()
+            return
         if not slower and not max(spans) * sample.link_bytes < self._faster_ms(sample.link_bytes):
             self._window.extend((*self._suspects, sample))
             self._suspects.clear()
@@ -168,14 +180,18 @@ class LinkRate:
             self._window.extend(self._suspects)
             self._suspects.clear()
             self._suspected_slower = slower
-        # On its own: what was before it on the link passed at another rate.
-        self._suspects.append(_Sample(sample.at_s, sample.ms, sample.link_bytes, spans[0]))
+        self._suspects.append(alone)
         if stale or len(self._suspects) >= (_SLOWER_FOR if slower else _FASTER_FOR):
-            self._window.clear()
-            self._window.extend(self._suspects)
-            while len(self._run) > len(self._suspects):
-                self._run.popleft()
-            self._suspects.clear()
+            self._adopt()
+
+    def _adopt(self) -> None:
+        """The suspects are what the link is now."""
+        self._window.clear()
+        self._window.extend(self._suspects)
+        while len(self._run) > len(self._suspects):
+            self._run.popleft()
+        self._suspects.clear()
+        self._beyond.clear()
 
     def _estimated(self, at_s: float) -> float:
         window = self._window
