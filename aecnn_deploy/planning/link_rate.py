@@ -38,8 +38,8 @@ class LinkRate:
     the last 32 messages and 2.5 s, of spans of up to 8 where the link was busy without a gap. Where three messages one
     after the other are far slower than that, and than it was unsteady, or four however unsteady it was, or two far
     faster, the link is another one now, and what was before is forgotten: a tenfold drop is known within 5 messages,
-    and before that from how long the oldest message has been without an answer (``waiting``); a tenfold rise within 3 s. A
-    burst of answers after one that was held up is not a rise, as all of them are measured together.
+    and before that from how long the oldest message has been without an answer (``waiting``); a tenfold rise within
+    3 s. A burst of answers after one that was held up is not a rise, as all of them are measured together.
 
     A byte is one *on the link*: ``bytes_on_link`` of a message, with the headers of all its packets. Not resolved is
     what passes in a time near the jitter: with messages of 1.3 kB and answers that are late by up to 2 ms the rate is
