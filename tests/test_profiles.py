@@ -19,6 +19,7 @@ from aecnn_deploy.planning.profile_store import (
     write_profile,
 )
 from aecnn_deploy.planning.profiles import DeviceProfile, EdgeProfile, LinkProfile, Machine, timing
+from aecnn_deploy.zoo import zoo_bundle
 from tests.bundles import make_bundle
 
 PI = Machine("aarch64 Cortex-A72, 4 cores", "pi")
@@ -108,6 +109,14 @@ class TestStore:
         cache_folder(bundle).joinpath(path.name).unlink()
         with pytest.raises(PlanError, match="give a folder by --profiles"):
             write_profile(bundle, device(bundle), profile_folder(bundle))
+
+    def test_profiles_of_a_bundle_of_the_zoo_are_in_the_cache_and_not_where_the_package_is(
+        self, bundle: Bundle, tmp_path: Path
+    ) -> None:
+        ours = open_bundle(zoo_bundle("caltech101-lite0"))
+        path = write_profile(ours, device(ours))
+        assert path.is_relative_to(tmp_path / "cache")
+        assert the_profile(ours, DeviceProfile) == device(ours)
 
 
 class TestLink:

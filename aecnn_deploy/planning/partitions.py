@@ -12,7 +12,15 @@ from aecnn_deploy.planning.layer_predictor import LayerPredictor
 from aecnn_deploy.planning.layers import LayerTable
 from aecnn_deploy.planning.link import HTTP_BYTES, RESPONSE_LINK_BYTES, RESULT_LINK_BYTES, WEBSOCKET_BYTES, Link
 from aecnn_deploy.planning.powers import DevicePowers
-from aecnn_deploy.planning.profiles import CutFeatures, DeviceProfile, EdgeProfile, FeatureProfile, ImageCoding, Timing
+from aecnn_deploy.planning.profiles import (
+    CutFeatures,
+    DeviceProfile,
+    EdgeProfile,
+    FeatureProfile,
+    ImageCoding,
+    Timing,
+    check_bundle_id,
+)
 from aecnn_deploy.wire.header import HEADER_BYTES
 
 ON_DEVICE = "all on the device"
@@ -60,11 +68,8 @@ class Situation:
         max_loss: float,
     ) -> None:
         for name, profile in (("device", device), ("edge", edge), ("features", features)):
-            if profile is not None and profile.bundle_id != manifest.bundle_id:
-                raise PlanError(
-                    f"the {name} profile was measured with bundle {profile.bundle_id[:16]}…, this one is "
-                    f"{manifest.bundle_id[:16]}…; measure again with: aecnn-deploy calibrate {name}"
-                )
+            if profile is not None:
+                check_bundle_id(profile, name, manifest.bundle_id)
         if deadline_ms is not None and not (isfinite(deadline_ms) and deadline_ms > 0):
             raise SettingsError(f"the deadline is {deadline_ms:g} ms, expected a positive number")
         if not 0 <= max_loss <= 1:

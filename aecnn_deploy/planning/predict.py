@@ -19,7 +19,14 @@ from aecnn_deploy.planning.link import (
     bytes_on_link,
 )
 from aecnn_deploy.planning.prediction import FULL, LOCAL, NO_TIME, SEND, SPLIT, Part, Prediction
-from aecnn_deploy.planning.profiles import DeviceProfile, EdgeProfile, ImageRead, LinkProfile, Timing
+from aecnn_deploy.planning.profiles import (
+    DeviceProfile,
+    EdgeProfile,
+    ImageRead,
+    LinkProfile,
+    Timing,
+    check_bundle_id,
+)
 from aecnn_deploy.wire.header import HEADER_BYTES
 
 FILE = "file"  # the image coding of a file that is sent as it is
@@ -81,11 +88,7 @@ class Predictor:
         spread: LinkSpread = STEADY,
     ) -> None:
         for name, profile in (("device", device), ("edge", edge)):
-            if profile.bundle_id != manifest.bundle_id:
-                raise PlanError(
-                    f"the {name} profile was measured with bundle {profile.bundle_id[:16]}…, this one is "
-                    f"{manifest.bundle_id[:16]}…; measure again with: aecnn-deploy calibrate {name}"
-                )
+            check_bundle_id(profile, name, manifest.bundle_id)
         self.manifest, self.device, self.edge = manifest, device, edge
         self._spread = spread
         self.read = _choose_read(device.reads, image_size)

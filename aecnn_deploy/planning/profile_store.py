@@ -5,7 +5,6 @@ The bundle itself stays as it is: a file more in it would be another bundle.
 
 import hashlib
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -22,6 +21,7 @@ from aecnn_deploy.planning.profiles import (
     LinkProfile,
     Machine,
 )
+from aecnn_deploy.zoo import zoo_bundles
 
 _MAX_BYTES = 8 << 20
 _KINDS: dict[type, str] = {
@@ -36,7 +36,9 @@ P = TypeVar("P", DeviceProfile, EdgeProfile, LinkProfile, FeatureProfile)
 
 
 def profile_folder(bundle: Bundle) -> Path:
-    """``PATH.profiles`` beside the bundle."""
+    """``PATH.profiles`` beside the bundle; of one that came with the package the cache: nothing is installed there."""
+    if bundle.path in zoo_bundles().values():
+        return cache_folder(bundle)
     return bundle.path.with_name(bundle.path.name + ".profiles")
 
 
@@ -52,7 +54,7 @@ def write_profile(bundle: Bundle, profile: AnyProfile, folder: Path | None = Non
     ``folder``: None is beside the bundle, or the cache. Raises PlanError: it cannot be written.
     """
     content = msgspec.json.format(msgspec.json.encode(profile), indent=1) + b"\n"
-    folders = [folder] if folder is not None else [profile_folder(bundle), cache_folder(bundle)]
+    folders = _folders(bundle, folder)
     error: OSError | None = None
     for place in folders:
         path = place / _file_name(profile)
@@ -72,7 +74,7 @@ def write_profile(bundle: Bundle, profile: AnyProfile, folder: Path | None = Non
 def check_writable(bundle: Bundle, folder: Path | None = None) -> None:
     """Raises PlanError: ``write_profile`` would not find a place; asked before a measurement that would be lost."""
     error: OSError | None = None
-    folders = [folder] if folder is not None else [profile_folder(bundle), cache_folder(bundle)]
+    folders = _folders(bundle, folder)
     for place in folders:
         probe = place / f".probe-{os.getpid()}"
         try:
@@ -122,7 +124,7 @@ def find_profiles(bundle: Bundle, kind: type[P], folder: Path | None = None) -> 
 
     Those of another bundle, which stood here before it, are left out.
     """
-    folders: Sequence[Path] = [folder] if folder is not None else (profile_folder(bundle), cache_folder(bundle))
+    folders = _folders(bundle, folder)
     found: list[tuple[Path, P]] = []
     for place in folders:
         for path in sorted(place.glob(f"{_KINDS[kind]}-*.json")):
@@ -160,6 +162,11 @@ def profiles_here(bundle: Bundle, kind: type[P], machine: Machine, folder: Path 
 
 def _unwritable(folder: Path, error: OSError) -> PlanError:
     return PlanError(f"cannot write a profile to {folder}: {error.strerror or error}; give a folder by --profiles")
+
+
+def _folders(bundle: Bundle, folder: Path | None) -> list[Path]:
+    """Where to look and to write, in this order."""
+    return [folder] if folder is not None else list(dict.fromkeys((profile_folder(bundle), cache_folder(bundle))))
 
 
 def _file_name(profile: AnyProfile) -> str:

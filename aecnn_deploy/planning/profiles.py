@@ -10,6 +10,8 @@ from typing import Annotated
 import msgspec
 import numpy as np
 
+from aecnn_deploy.errors import PlanError
+
 FORMAT = 1
 
 Milliseconds = Annotated[float, msgspec.Meta(ge=0)]
@@ -158,3 +160,12 @@ class FeatureProfile(Profile, frozen=True, kw_only=True, tag="features"):
 
 
 AnyProfile = DeviceProfile | EdgeProfile | LinkProfile | FeatureProfile
+
+
+def check_bundle_id(profile: AnyProfile, name: str, bundle_id: str) -> None:
+    """Raises PlanError: the ``name`` profile (device, edge, …) was measured with another bundle."""
+    if profile.bundle_id != bundle_id:
+        raise PlanError(
+            f"the {name} profile was measured with bundle {profile.bundle_id[:16]}…, this one is {bundle_id[:16]}…; "
+            f"measure again with: aecnn-deploy calibrate {name}"
+        )
