@@ -115,10 +115,10 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--out", type=Path, help=f"where to write the JSON; {RESULTS.name}/link_drive_TRACE.json if not given"
     )
-    parser.add_argument("--figure", type=Path, help=f"where to draw; {FIGURES.name}/link_drive_TRACE.svg if not given")
+    parser.add_argument("--figure", type=Path, help=f"where to draw; {FIGURES.name}/link_drive_TRACE.png if not given")
     options = parser.parse_args(arguments)
     options.out = options.out or RESULTS / f"link_drive_{options.trace}.json"
-    options.figure = options.figure or FIGURES / f"link_drive_{options.trace}.svg"
+    options.figure = options.figure or FIGURES / f"link_drive_{options.trace}.png"
     return options
 
 
@@ -168,6 +168,7 @@ def _document(
         )
     gains = {name: [_gain(each, name, accuracy) for each in outcomes] for name, outcomes in drives.items()}
     variants = [gains[variant.id] for variant in manifest.variants]
+    letters = {name: chr(ord("a") + number) for number, name in enumerate(accuracy)}
     hindsight = {
         "variants": round(float(np.mean(np.max(variants, axis=0))), 4),
         "variants and full offloading": round(float(np.mean(np.max([*variants, gains[FULL.name]], axis=0))), 4),
@@ -205,13 +206,16 @@ def _document(
         "accuracy": accuracy,
         "rows": rows,
         "followed": _followed(drives[LIVE.name], trace, options.pace_hz) if LIVE.name in drives else None,
-        "frames_by_arm": {
-            name: [[each.variant, each.in_time, None if each.total_ms is None else round(each.total_ms, 1)]
-                   for each in outcomes]
-            for name, outcomes in drives.items()
-        },
+        "letters": letters,
+        "frames_by_arm": {name: _in_letters(name, outcomes, letters) for name, outcomes in drives.items()},
         **describe_machine(),
-    }  # fmt: skip
+    }
+
+
+def _in_letters(arm: str, outcomes: list[Outcome], letters: dict[str, str]) -> str:
+    """A letter for each frame: of what was chosen, a capital one where it was in time; a dot where nothing was."""
+    marks = (letters.get(each.variant or arm, ".") for each in outcomes)
+    return "".join(mark.upper() if each.in_time else mark for mark, each in zip(marks, outcomes, strict=True))
 
 
 def _gain(outcome: Outcome, arm: str, accuracy: dict[str, float | None]) -> float:

@@ -49,7 +49,7 @@ _ANSWER_S = 300.0
 _FOLDER = Path(__file__).parent
 RESULTS = _FOLDER / "results" / "link_fig5.json"
 SPLIT = _FOLDER / "results" / "caltech101-lite0" / "h100" / "data.json"
-FIGURE = _FOLDER.parent / "docs" / "figures" / "link_fig5.svg"
+FIGURE = _FOLDER.parent / "docs" / "figures" / "link_fig5.png"
 
 Cell = tuple[Arm, float | None]  # an arm at a rate; None: without a shaper
 Measured = tuple[dict[Cell, list[Sample]], dict[Arm, float]]

@@ -58,7 +58,8 @@ def draw_drive(document: dict[str, Any], out: Path) -> None:
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
-    frames: dict[str, list[tuple[str | None, bool, float | None]]] = document["frames_by_arm"]
+    frames: dict[str, str] = document["frames_by_arm"]
+    names = {letter: name for name, letter in document["letters"].items()}
     arms = list(frames)
     figure = Figure(figsize=(11, 2.6 + 0.42 * len(arms)), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=[1.2, 0.35 * len(arms)])
@@ -73,8 +74,8 @@ def draw_drive(document: dict[str, Any], out: Path) -> None:
     above.grid(alpha=0.3)
     colours: dict[str, str] = {}
     for line, arm in enumerate(arms):
-        for number, (variant, in_time, _) in enumerate(frames[arm]):
-            chosen = variant or arm
+        for number, letter in enumerate(frames[arm]):
+            chosen, in_time = names.get(letter.lower(), "nothing"), letter.isupper()
             colour = colours.setdefault(chosen, _COLOURS[len(colours) % len(_COLOURS)])
             second, high = number / document["pace_hz"], 0.8 if in_time else 0.25
             below.vlines(second, line - high / 2, line + high / 2, color=colour, lw=1.4, alpha=1 if in_time else 0.35)

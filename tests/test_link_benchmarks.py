@@ -1,6 +1,5 @@
 """The benchmarks over shaped links: what they make of samples, and a small one from end to end."""
 
-import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -22,7 +21,7 @@ from benchmarks.link_arms import (
     right_classes,
     short_name,
 )
-from benchmarks.link_drive import FULL, LIVE
+from benchmarks.link_drive import FULL, LIVE, _in_letters
 from benchmarks.link_drivers import READY, Drive, Driver, Outcome, drive_process
 from benchmarks.link_edge import serving_at
 from benchmarks.link_figures import draw_drive, draw_fig5
@@ -150,19 +149,29 @@ class TestOverALink:
         assert len(image_bytes(photographs[0], RAW, bundle.manifest.input)) * 8 / 0.2e6 > 0.08
 
 
-def test_a_document_of_a_drive_is_drawn(bundle: Bundle, tmp_path: Path) -> None:
-    frames = {
-        "live": [["a", True, 1.0], ["b", False, None]],
-        "full, jpeg-q75": [[None, True, 1.0], [None, False, None]],
-    }
+def outcome(in_time: bool, variant: str | None) -> Outcome:
+    return Outcome(in_time, variant, None, None, None)
+
+
+def test_a_document_of_a_drive_is_drawn(tmp_path: Path) -> None:
     document = {
         "trace": [{"seconds": 0.1, "rate_bps": 1e6}, {"seconds": 0.1, "rate_bps": 2e6}],
         "pace_hz": 10.0,
-        "frames_by_arm": json.loads(json.dumps(frames)),
+        "letters": {"small": "a", "large": "b", FULL.name: "c"},
+        "frames_by_arm": {
+            "live": _in_letters(
+                "live",
+                [outcome(True, "small"), outcome(False, "large"), outcome(False, None)],
+                {"small": "a", "large": "b"},
+            ),
+            FULL.name: _in_letters(FULL.name, [outcome(True, None), outcome(False, None)] * 2, {FULL.name: "c"})[:3],
+        },
         "rows": [{"arm": "live", "score": 0.5}, {"arm": "full, jpeg-q75", "score": 0.4}],
     }
+    assert list(document["frames_by_arm"].values()) == ["Ab.", "CcC"]
     draw_drive(document, tmp_path / "drive.svg")
-    assert "live" in (tmp_path / "drive.svg").read_text()
+    drawn = (tmp_path / "drive.svg").read_text()
+    assert all(f">{name}<" in drawn or name in drawn for name in ("live", "small", "large", "nothing"))
 
 
 def test_both_are_skipped_with_the_reason_where_one_is_not_root() -> None:
