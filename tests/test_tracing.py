@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -150,12 +151,17 @@ def test_a_sampler_that_says_no_is_heeded(collector: Collector) -> None:
 
 def test_a_collector_that_is_away_holds_nothing_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9")
+    before = set(threading.enumerate())
     tracer = EdgeTracer()
     for request_id in range(1, 100):
         tracer.finished(TRACE, request_id, {"total": 1.0}, attributes={})
     began_s = time.monotonic()
     tracer.close()
     assert time.monotonic() - began_s < 5
+    # It goes on trying for some seconds, and draws its pauses with ``random``, which hypothesis watches in later tests.
+    for thread in set(threading.enumerate()) - before:
+        thread.join(60)
+        assert not thread.is_alive()
 
 
 @pytest.mark.parametrize(
