@@ -189,7 +189,10 @@ def test_quantised_planes_are_within_half_a_step_inside_the_range(bits: int, see
     back = quantiser.dequantise(planes)
     step = quantiser.log_step.exp()[:, None, None]
     assert bool(((back - x).abs() <= step * 0.5 + 1e-4).all())
-    torch.testing.assert_close(back, quantiser(x), rtol=1e-4, atol=1e-4)
+    trained = quantiser(x)
+    assert bool(((trained - x).abs() <= step * 0.5 + 1e-4).all())
+    between = (back - x).abs() > step * (0.5 - 1e-3)  # of two levels: either is right
+    torch.testing.assert_close(back[~between], trained[~between], rtol=1e-4, atol=1e-4)
 
 
 def test_gradients_pass_straight_through_the_rounding() -> None:
