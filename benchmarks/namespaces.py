@@ -10,7 +10,7 @@ A token bucket lets through at line speed what its bucket holds, at least one pa
 1,514 bytes of a message would take no time, where a real link of 1 Mbit/s takes 12 ms for them. So the bucket is kept
 empty as a synchronous line is kept busy: a thread sends idle frames, which wait behind everything else (in the last
 band of ``pfifo_fast``) and which nobody receives. What goes first is then at most one idle frame's worth, about a
-millisecond's. Above ``_IDLE_FRAMES_UNTIL_BPS`` a packet takes so little time that there are none.
+millisecond's. Above ``_IDLE_FRAMES_UNTIL_BPS`` there are none: what the bucket holds is a millisecond's worth there.
 """
 
 import ctypes
@@ -41,7 +41,7 @@ _PACKET = MTU + 14  # and its Ethernet header: the least that a bucket must hold
 _BURST_S = 1e-3  # of the rate, in the bucket: a timer that is late by less loses nothing
 _QUEUE_PACKETS = 4000  # that wait for the link; nothing that is measured here fills it, so nothing is lost
 _IDLE_FRAMES_HZ = 1000.0
-_IDLE_FRAMES_UNTIL_BPS = 60e6
+_IDLE_FRAMES_UNTIL_BPS = 30e6  # sending thousands a second would take the models' time
 _DRAIN_S = 0.5  # for those that wait, when they are to be smaller
 _IDLE_FRAMES_WAITING = 64  # about as many milliseconds that their thread may sleep
 _IDLE_ETHERTYPE = 0x88B5  # IEEE 802's for local experiments

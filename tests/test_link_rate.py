@@ -209,6 +209,15 @@ class TestWhatIsKnown:
         assert before_bps > 1.5e6
         assert rate.rate_bps == pytest.approx(bytes_on_link(1700) * 8e3 / 73.8, rel=0.02)
 
+    def test_a_steady_link_that_becomes_half_as_fast_is_known_after_four_messages(self) -> None:
+        rate = LinkRate()
+        rate.pinged(0.2, 0.0)
+        for number in range(20):
+            rate.heard(1339, 32.0 + number % 3, 0.1 * number)
+        for number in range(4):
+            rate.heard(1339, 56.0, 2.0 + 0.1 * number)
+        assert rate.rate_bps == pytest.approx(bytes_on_link(1339) * 8e3 / 55.8, rel=0.02)
+
     def test_answers_in_a_burst_after_one_that_was_held_up_are_no_rise(self) -> None:
         rate = steady()
         for held_ms in (10.0 + 4 * bytes_on_link(1000) * MEGABIT_MS, 10.0, 10.0, 10.0):

@@ -16,7 +16,8 @@ _SPAN = 8  # messages of a busy link that are measured together: what arrives la
 _SLOWER, _FASTER = 1.8, 1.6  # times the present rate: what may be another one
 _SLOWER_MS, _FASTER_MS = 2.0, 1.0  # and by so much at least: processes are late by as much
 _SLOWER_FOR, _FASTER_FOR = 3, 2  # messages one after the other; then it is another one
-_SLOWER_SURELY = 4  # messages one after the other, however far those before them lay apart
+_SLOWER_SURELY = 4  # messages one after the other, however far those before them lay apart,
+_BEYOND = 1.25  # or a little slower than nine in ten of those
 _LONG_MS = 300.0  # that suspects took beyond the present rate: one lost packet costs 200
 _STALE_S = 5.0  # without a message: the first one that differs is believed
 _FIXED_S = 180.0  # an empty message's time counts for so long
@@ -36,10 +37,10 @@ class LinkRate:
 
     What disturbs a message, another process or a lost packet, only makes it longer: the rate is the lower quartile over
     the last 32 messages and 2.5 s, of spans of up to 8 where the link was busy without a gap. Where three messages one
-    after the other are far slower than that, and than it was unsteady, or four however unsteady it was, or two far
-    faster, the link is another one now, and what was before is forgotten: a tenfold drop is known within 5 messages,
-    and before that from how long the oldest message has been without an answer (``waiting``); a tenfold rise within
-    3 s. A burst of answers after one that was held up is not a rise, as all of them are measured together.
+    after the other are far slower than that, and than it was unsteady, or four are slower than nearly all before them,
+    or two far faster, the link is another one now, and what was before is forgotten: a tenfold drop is known within 5
+    messages, and before that from how long the oldest message has been without an answer (``waiting``); a tenfold rise
+    within 3 s. A burst of answers after one that was held up is not a rise, as all of them are measured together.
 
     A byte is one *on the link*: ``bytes_on_link`` of a message, with the headers of all its packets. Not resolved is
     what passes in a time near the jitter: with messages of 1.3 kB and answers that are late by up to 2 ms the rate is
@@ -151,6 +152,12 @@ class LinkRate:
         usual = _quartile(self._window)
         return _SLOWER * usual * link_bytes + max(_SLOWER_MS, 2 * _spread(self._window) * link_bytes)
 
+    def _beyond_ms(self, link_bytes: float) -> float:
+        """What hardly a message took before those that are suspected, and not several one after the other."""
+        since_s = self._beyond[0].at_s if self._beyond else float("inf")
+        before = [sample for sample in self._window if sample.at_s < since_s] or list(self._window)
+        return min(_SLOWER * _quartile(before), _BEYOND * _ninth_decile(before)) * link_bytes + _SLOWER_MS
+
     def _faster_ms(self, link_bytes: float) -> float:
         """What all are above."""
         usual = _quartile(self._window)
@@ -163,7 +170,7 @@ class LinkRate:
             return
         # On its own: what was before it on the link passed at another rate.
         alone = _Sample(sample.at_s, sample.ms, sample.link_bytes, spans[0])
-        if sample.ms > _SLOWER * _quartile(self._window) * sample.link_bytes + _SLOWER_MS:
+        if sample.ms > self._beyond_ms(sample.link_bytes):
             self._beyond.append(alone)
         else:
             self._beyond.clear()
@@ -209,6 +216,12 @@ def _quartile(samples: "deque[_Sample] | list[_Sample]") -> float:
     """The lower quartile of milliseconds a byte; of less than 8 the median."""
     values = sorted(sample.ms_per_byte for sample in samples)
     return values[len(values) // 4 if len(values) >= _ALWAYS else (len(values) - 1) // 2]
+
+
+def _ninth_decile(samples: "list[_Sample]") -> float:
+    """Of milliseconds a byte."""
+    values = sorted(sample.ms_per_byte for sample in samples)
+    return values[len(values) * 9 // 10]
 
 
 def _spread(samples: "deque[_Sample]") -> float:
