@@ -43,17 +43,17 @@ from benchmarks.traffic import ZOO, default_data, named_bundle
 TRACES: Mapping[str, Sequence[tuple[float, float]]] = MappingProxyType(
     {
         "stairs": (
-            (18.0, 10.0),
-            (2.0, 2.0),
-            (2.0, 0.7),
-            (2.0, 0.35),
-            (14.0, 0.2),
-            (2.0, 0.35),
-            (2.0, 0.7),
-            (2.0, 2.0),
-            (16.0, 10.0),
+            (9.0, 10.0),
+            (1.0, 2.0),
+            (1.0, 0.7),
+            (1.0, 0.35),
+            (7.0, 0.2),
+            (1.0, 0.35),
+            (1.0, 0.7),
+            (1.0, 2.0),
+            (8.0, 10.0),
         ),
-        "wall": ((22.0, 10.0), (16.0, 0.2), (22.0, 10.0)),
+        "wall": ((11.0, 10.0), (8.0, 0.2), (11.0, 10.0)),
     }
 )
 DOWNLINK = 10.0  # times the uplink's rate, as links to a network's edge are made
@@ -109,7 +109,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--trace", choices=TRACES, default="stairs", help="how the rate changes")
     parser.add_argument("--pace-hz", type=float, default=10.0, help="frames a second")
     parser.add_argument("--deadline-ms", type=float, default=70.0, help="of each frame, from when it is due")
-    parser.add_argument("--scale", type=float, default=1.0, help="of the trace's times; 0.2 for a trial")
+    parser.add_argument("--scale", type=float, default=1.0, help="of the trace's times; 0.4 for a trial")
     parser.add_argument("--no-live", action="store_true", help="without the live choice")
     parser.add_argument("--downlink", type=float, default=DOWNLINK, help="its rate, as a multiple of the uplink's")
     parser.add_argument(
