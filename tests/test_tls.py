@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from websockets.exceptions import InvalidStatus
+from websockets.exceptions import InvalidMessage, InvalidStatus
 from websockets.sync.client import connect
 
 from aecnn_deploy.errors import CredentialsError, EdgeUnreachableError, SettingsError
@@ -180,8 +180,13 @@ class TestMutual:
             for _ in range(3):
                 stack.enter_context(connect(mutual.url + "/v1/stream", ssl=context, proxy=None))
             fourth = partial(connect, mutual.url + "/v1/stream", ssl=context, proxy=None)
-            with pytest.raises(InvalidStatus) as caught, fourth():
-                pass
+            for _ in range(5):
+                # The edge closes at once: on a busy machine the connection may be gone before its answer was read.
+                with pytest.raises((InvalidStatus, InvalidMessage)) as caught, fourth():
+                    pass
+                if isinstance(caught.value, InvalidStatus):
+                    break
+        assert isinstance(caught.value, InvalidStatus)
         reason = json.loads(caught.value.response.body or b"")["error"]["reason"]
         assert reason == "the certificate camera-6 has 3 connections, the limit; close some"
 
