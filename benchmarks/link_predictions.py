@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from aecnn_deploy.bundle.reader import Bundle
-from aecnn_deploy.planning.link import HTTP_BYTES
 from aecnn_deploy.planning.link import Link as PlannedLink
 from aecnn_deploy.planning.predict import Predictor
 from aecnn_deploy.planning.profile_store import the_profile
@@ -81,19 +80,4 @@ def _predicted_ms(predictor: Predictor, arm: Arm, link: PlannedLink, size: tuple
         return predictor.local().total_ms
     if arm.image_coding != FILE:
         return predictor.full(arm.image_coding, link).total_ms
-    name = f"{FILE}@{size[0]}x{size[1]}"
-    return predictor.full(name, link).total_ms if name in predictor.images else _file_ms(predictor, link, size)
-
-
-def _file_ms(predictor: Predictor, link: PlannedLink, size: tuple[int, int]) -> float:
-    """A photograph as it is, of a size that the edge was not measured with: decoded like the nearest that it was."""
-    device, edge = predictor.device, predictor.edge
-    pixels = size[0] * size[1]
-    _, decode_ms = min(
-        (abs(item.width * item.height - pixels), item.decode.p50_ms)
-        for item in edge.image_codings
-        if item.decode is not None and item.coding.startswith("jpeg")
-    )
-    file_bytes = next(read.bytes_mean for read in device.reads if (read.width, read.height) == size)
-    overhead_ms = edge.overhead.p50_ms if edge.overhead is not None else 0.0
-    return link.send_ms(file_bytes, HTTP_BYTES) + link.fixed_ms + overhead_ms + decode_ms + edge.full[1].p50_ms
+    return predictor.full(f"{FILE}@{size[0]}x{size[1]}", link).total_ms
