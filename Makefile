@@ -7,7 +7,7 @@ SHELL := /bin/bash
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-EXTRAS := device,video,edge,tracing,train,demo,tensorrt-rtx,plan,scale,offloading,dev
+EXTRAS := device,video,edge,tracing,train,demo,tensorrt-rtx,plan,scale,triton,offloading,dev
 TREE := build/linktree
 # The first interpreter that starts and is new enough; give another with: make PYTHON=/path/to/python3 ...
 PYTHON ?= $(shell for name in python3.11 python3 python; do \
@@ -33,7 +33,7 @@ demo: $(STAMP) ## serve and run the bundle of the zoo on sample photographs, som
 	$(BIN)/aecnn-deploy demo
 
 test: $(STAMP) ## all tests (with AECNN_DATA=FOLDER also those on real photographs)
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 2
 
 test-fast: $(STAMP) ## the tests that are neither slow nor need photographs or a GPU
 	$(BIN)/python -m pytest -m 'not slow and not data and not gpu and not arm64'
@@ -44,10 +44,10 @@ test-gpu: $(STAMP) ## the tests on an NVIDIA GPU (install the extra tensorrt or 
 test-arm64: $(STAMP) ## the device half on an arm64 Python: AECNN_ARM64_PYTHON, else an emulated Raspberry Pi that is built
 	python="$${AECNN_ARM64_PYTHON:-}"; \
 	[ -n "$$python" ] || python="$$(PATH="$$PWD/$(BIN):$$PATH" tools/arm64_python.sh build/arm64)" || exit 1; \
-	AECNN_ARM64_PYTHON="$$python" $(BIN)/python -m pytest -m arm64
+	AECNN_ARM64_PYTHON="$$python" $(BIN)/python -m pytest -o faulthandler_timeout=0 -m arm64
 
 soak: $(STAMP) ## an edge and 32 devices under load and faults, 10 minutes (or SOAK_SECONDS=60)
-	$(BIN)/python -m pytest -m soak tests/test_soak.py
+	$(BIN)/python -m pytest -o faulthandler_timeout=0 -m soak tests/test_soak.py
 
 check: lint types arch ## ruff, mypy and the import layers: what CI runs before the tests
 

@@ -33,6 +33,7 @@ EXTRAS: Mapping[str, str] = MappingProxyType(
         "timm": "train",
         "torch": "train",
         "torchvision": "train",
+        "tritonclient": "triton",
         "uvicorn": "edge",
         "websockets": "device",
     }

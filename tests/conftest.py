@@ -90,6 +90,25 @@ def pytest_runtest_setup() -> None:
         registry.from_torchlib = staticmethod(functools.cache(registry.from_torchlib))
 
 
+class _Told:
+    """Names each failure when it happens: a run that is ended from outside never comes to pytest's own summary."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._config = config
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.failed:
+            why = str(getattr(report.longrepr, "reprcrash", "") or "").splitlines()
+            terminal = self._config.pluginmanager.get_plugin("terminalreporter")
+            terminal.write_line(f"\nfailed after {report.duration:.0f} s: {report.nodeid}: {' '.join(why[:2])}")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Tell of failures at once, in the process that writes to the terminal."""
+    if not hasattr(config, "workerinput"):
+        config.pluginmanager.register(_Told(config))
+
+
 @pytest.fixture(scope="session")
 def caltech101() -> Path:
     """The folder of categories of photographs; only for tests that are marked "data"."""

@@ -28,7 +28,10 @@ def write(folder: Path, task_id: str) -> None:
     if task_id.startswith("endless"):
         time.sleep(600)
     if task_id.startswith("meets"):
+        until_s = begin_s + 60
         while len(list((folder / "tries").glob("meets*"))) < 2:
+            if time.monotonic() > until_s:
+                raise TrainingError(f"{task_id} was alone for a minute")
             time.sleep(0.02)
     import torch  # the process that starts a sweep does without
 

@@ -15,6 +15,9 @@ from tests.sweep_tasks import write
 
 ray = pytest.importorskip("ray")
 
+# A signal does not reach a test that waits in Ray's own code: there a thread ends the process.
+pytestmark = pytest.mark.timeout(150, method="thread")
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
