@@ -34,8 +34,8 @@ from benchmarks.mlperf.settings import (
     SAMPLE_KINDS,
     SCENARIOS,
     JudgeError,
+    JudgeSettings,
     SystemSettings,
-    TestSettings,
 )
 from benchmarks.mlperf.table import line, table
 from benchmarks.traffic import ZOO, default_data, named_bundle
@@ -82,6 +82,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--user-conf", type=Path, help="LoadGen's settings, in its own format")
     add("--server-target-qps", type=float, help="images a second; a share of what Offline reached if not given")
     add("--server-load", type=float, default=0.8, help="that share")
+    add("--server-tries", type=int, default=2, help="Server runs, each at 3/4 of the rate before, until one is in time")
     add("--server-latency-ms", type=float, help="bound of the Server scenario; as in the user.conf if not given")
     add("--no-accuracy", action="store_true", help="performance mode only")
     add("--in-flight", type=int, default=8, help="requests of the device without an answer")
@@ -96,12 +97,13 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _run(options: argparse.Namespace) -> int:
-    tests = TestSettings(
+    tests = JudgeSettings(
         official=options.official,
         seconds=options.seconds,
         user_conf=options.user_conf,
         server_target_qps=options.server_target_qps,
         server_load=options.server_load,
+        server_tries=options.server_tries,
         server_latency_ms=options.server_latency_ms,
         accuracy=not options.no_accuracy,
     )
@@ -171,7 +173,7 @@ def _edge(bundle: Bundle, system: SystemSettings, options: argparse.Namespace) -
         yield edge.url, edge.process.pid
 
 
-def _words(tests: TestSettings) -> str:
+def _words(tests: JudgeSettings) -> str:
     if tests.official:
         return "Official lengths: 600 s and more for each test, and MLPerf's query counts."
     seconds = "each test as long as its file says" if tests.seconds is None else f"{tests.seconds:g} s for each test"
@@ -182,8 +184,8 @@ def _words(tests: TestSettings) -> str:
         seconds = f"{float(reduced['*.Offline.min_duration']) / 1e3:g} s for each test"
     return (
         f"Reduced run: {seconds} in place of 600 s, Offline {reduced['*.Offline.min_query_count']} samples or more in "
-        f"place of 24576, MultiStream {reduced['*.MultiStream.min_query_count']} queries or more in place of 662, and of "
-        f"MultiStream and Server the {reduced['*.Server.target_latency_percentile']}th percentile in place of the 99th."
+        f"place of 24576, MultiStream {reduced['*.MultiStream.min_query_count']} queries or more in place of 662, and "
+        f"of MultiStream and Server the {reduced['*.Server.target_latency_percentile']}th percentile, not the 99th."
     )
 
 

@@ -61,7 +61,7 @@ class Ready:
 
 
 @dataclass(frozen=True, slots=True)
-class Tested:
+class Outcome:
     """A test ran to its end. CPU seconds are of all threads of this process, LoadGen's included."""
 
     seconds: float
@@ -80,7 +80,7 @@ class Failed:
 
 
 def judge(connection: Connection, set_up: SetUp) -> None:
-    """The process: says ``Ready``, then ``Tested`` for each ``Order``; ``Failed`` if it cannot go on."""
+    """The process: says ``Ready``, then ``Outcome`` for each ``Order``; ``Failed`` if it cannot go on."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that started this one ends it
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
     try:
@@ -129,7 +129,7 @@ def _wait_for_place(system: System, places: Semaphore, failures: "queue.SimpleQu
             raise JudgeError("the system answers nothing while it is warmed up")
 
 
-def _test(loadgen: LoadGen, system: System, count: int, order: Order) -> Tested:
+def _test(loadgen: LoadGen, system: System, count: int, order: Order) -> Outcome:
     """Run one test. Raises JudgeError: a sample failed, or the system is silent."""
     loadgen.change(order.changes)
     responder = Responder()
@@ -169,7 +169,7 @@ def _test(loadgen: LoadGen, system: System, count: int, order: Order) -> Tested:
     Thread(target=run, name="mlperf-loadgen", daemon=True).start()
     own_cpu_s = _wait(system, ended, known, issued, samples)
     seconds, cpu_s = time.perf_counter() - began_s, time.process_time() - began_cpu_s
-    return Tested(
+    return Outcome(
         seconds=seconds,
         samples=system.answered - samples,
         sent_bytes=system.sent_bytes - sent_bytes,

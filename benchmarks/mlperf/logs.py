@@ -10,6 +10,8 @@ from benchmarks.mlperf.settings import JudgeError
 
 SUMMARY, DETAIL, ACCURACY = "mlperf_log_summary.txt", "mlperf_log_detail.txt", "mlperf_log_accuracy.json"
 
+MISSED = "Performance constraints not satisfied"  # of Server: the bound
+
 _PERCENTILE = re.compile(r"([0-9.]+) percentile latency \(ns\)\s*: ([0-9]+)")
 _TARGET = re.compile(r"([0-9.]+)th percentile latency \(ns\) : ([0-9]+)")
 _RATES = ("QPS w/ loadgen overhead", "Completed samples per second", "Samples per second")

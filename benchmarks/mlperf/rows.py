@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.mlperf.accuracy import Score
-from benchmarks.mlperf.judging import Tested
+from benchmarks.mlperf.judging import Outcome
 from benchmarks.mlperf.logs import ACCURACY, DETAIL, SUMMARY, Logged, Summary, read_answers, read_errors, read_summary
 from benchmarks.mlperf.settings import ArmName, JudgeError, Scenario
 
@@ -47,7 +47,9 @@ def check_answers(performance: Sequence[Logged], accuracy: Sequence[Logged], exp
     return Checked(len(performance), len(accuracy), wrong, differing)
 
 
-def performance_row(scenario: Scenario, arm: ArmName, folder: Path, tested: Tested, edge_cpu_s: float | None) -> Any:
+def performance_row(
+    scenario: Scenario, arm: ArmName, folder: Path, tested: Outcome, edge_cpu_s: float | None
+) -> dict[str, Any]:
     """A performance run. Raises JudgeError: its logs are not whole, or say something else than the system does."""
     summary = read_summary(folder / SUMMARY)
     if summary.scenario != scenario:
@@ -77,7 +79,7 @@ def performance_row(scenario: Scenario, arm: ArmName, folder: Path, tested: Test
     }
 
 
-def accuracy_part(found: Score, metric: str, tested: Tested, expected: Expected) -> dict[str, Any]:
+def accuracy_part(found: Score, metric: str, tested: Outcome, expected: Expected) -> dict[str, Any]:
     """An accuracy run's score, beside what the bundle states."""
     stated = expected.stated
     return {
@@ -105,7 +107,7 @@ def _is_near(found: Score, stated: float) -> bool:
     return abs(found.share - stated) <= 2 * error
 
 
-def _target(summary: Summary, tested: Tested) -> dict[str, float] | None:
+def _target(summary: Summary, tested: Outcome) -> dict[str, float] | None:
     """The bound that the scenario has, or the percentile that it is about; None of Offline."""
     if summary.scenario == "Server":
         settings = tested.settings

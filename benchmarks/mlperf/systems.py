@@ -12,8 +12,11 @@ from threading import Event, Lock, Semaphore, Thread
 from types import MappingProxyType, TracebackType
 from typing import Self
 
+import msgspec
+import numpy as np
+
 from aecnn_deploy.bundle.reader import Bundle
-from aecnn_deploy.errors import AecnnError
+from aecnn_deploy.errors import AecnnError, SettingsError
 from aecnn_deploy.runtimes.device_client import DeviceSettings, ImageReport, run_frames
 from aecnn_deploy.runtimes.frames import Frame, read_frame
 from aecnn_deploy.runtimes.local_model import LocalModel
@@ -90,12 +93,15 @@ class System(ABC):
             thread.join(_END_S)
 
     def load(self, indices: Sequence[int]) -> None:
-        """Have these samples in memory, as the settings say. Raises OSError, ImageError."""
-        spec = self.bundle.manifest.input
+        """Have these samples in memory, as the settings say. Raises OSError, ImageError, SettingsError."""
+        as_file = self.takes_files or self.settings.sample == "file"
         for index in indices:
             content = self._files[index].read_bytes()
-            as_file = self.takes_files or self.settings.sample == "file"
-            self._loaded[index] = content if as_file else read_frame(content, spec, name=self._files[index].name)
+            self._loaded[index] = content if as_file else self.decoded(content, self._files[index].name)
+
+    def decoded(self, content: bytes, name: str) -> Frame:
+        """What is in memory of an image file, decoded and resized: the model's frame."""
+        return read_frame(content, self.bundle.manifest.input, name=name)
 
     def unload(self, indices: Sequence[int]) -> None:
         for index in indices:  # MultiStream's repeat some, so that queries come out even
@@ -140,6 +146,18 @@ class System(ABC):
 
 class SplitSystem(System):
     """Head here, tail on the edge: a device's whole pipeline (``run_frames``), whose source of images is LoadGen."""
+
+    def decoded(self, content: bytes, name: str) -> Frame:
+        """A picture for the pipeline, which resizes and crops what it is given: of a size that is only cropped.
+
+        Raises SettingsError: the frame that the pipeline cuts of it would be another one than the file's.
+        """
+        spec = self.bundle.manifest.input
+        square = msgspec.structs.replace(spec, height=spec.resize_short, width=spec.resize_short)
+        pixels = read_frame(content, square, name=name)
+        if not np.array_equal(read_frame(pixels, spec), read_frame(content, spec)):
+            raise SettingsError(f"{name} cannot be resized for this bundle beforehand; take --sample file")
+        return pixels
 
     def answer_all(self) -> None:
         settings = DeviceSettings(
