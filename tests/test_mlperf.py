@@ -23,6 +23,7 @@ from benchmarks.mlperf.logs import MISSED, Logged, read_answers, read_summary
 from benchmarks.mlperf.photographs import find_photographs, open_photographs
 from benchmarks.mlperf.rows import Expected, check_answers
 from benchmarks.mlperf.settings import REDUCED_CONF, USER_CONF, JudgeError, JudgeSettings, SystemSettings
+from benchmarks.mlperf.table import table
 from benchmarks.processes import working
 from tests.bundles import LABELS, Edge, environment, make_bundle, make_photos, serving
 
@@ -192,6 +193,21 @@ class TestRuns:
         assert full["answers"]["performance"] >= 100
         assert full["cpu_ms_an_image"]["edge"] is None  # it is not ours
         assert full["accuracy"] is None
+
+    def test_a_server_run_that_misses_its_bound_is_tried_at_a_lower_rate(
+        self, place: Path, edge: Edge, tmp_path: Path
+    ) -> None:
+        out = tmp_path / "mlperf.json"
+        asked = [*words(place, out), "--scenario", "Server", "--arm", "local", "--edge", edge.url, "--no-accuracy"]
+        bound = ["--server-target-qps", "200", "--server-latency-ms", "0.001"]  # which nothing keeps
+        assert command.main([*asked, *bound, "--seconds", "0.2", "--server-tries", "2"]) == 0
+        (row,) = json.loads(out.read_text())["rows"]
+        assert row["result"] == "INVALID"
+        assert MISSED in row["reasons"]
+        assert row["target"] == {"percentile": 90.0, "limit_ms": 0.001, "offered_per_s": 150.0}
+        (before,) = row["missed_before"]
+        assert before["target"]["offered_per_s"] == 200
+        assert f"INVALID: {MISSED}" in table(json.loads(out.read_text()))
 
     def test_an_edge_of_another_bundle_fails_the_run_with_a_word(
         self, place: Path, edge: Edge, tmp_path: Path, capsys: pytest.CaptureFixture[str]

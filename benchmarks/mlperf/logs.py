@@ -11,6 +11,7 @@ from benchmarks.mlperf.settings import JudgeError
 SUMMARY, DETAIL, ACCURACY = "mlperf_log_summary.txt", "mlperf_log_detail.txt", "mlperf_log_accuracy.json"
 
 MISSED = "Performance constraints not satisfied"  # of Server: the bound
+TOO_SHORT = "Min duration not satisfied"  # of Offline: the system is faster than LoadGen was told
 
 _PERCENTILE = re.compile(r"([0-9.]+) percentile latency \(ns\)\s*: ([0-9]+)")
 _TARGET = re.compile(r"([0-9.]+)th percentile latency \(ns\) : ([0-9]+)")

@@ -12,7 +12,7 @@ from benchmarks.link_arms import FILE, Arm, right_classes
 from benchmarks.mlperf.accuracy import score, write_labels
 from benchmarks.mlperf.judging import Failed, Order, Outcome, Ready, SetUp, judge
 from benchmarks.mlperf.loadgen import Setting
-from benchmarks.mlperf.logs import ACCURACY, DETAIL, MISSED, SUMMARY
+from benchmarks.mlperf.logs import ACCURACY, DETAIL, MISSED, SUMMARY, TOO_SHORT
 from benchmarks.mlperf.photographs import Photographs
 from benchmarks.mlperf.rows import Expected, accuracy_part, check_answers, logged, performance_row
 from benchmarks.mlperf.settings import (
@@ -108,9 +108,9 @@ def _pair(
         changes = _changes(series.tests, scenario, ready.rate_hz, offline_hz)
         row = _performance(series, worker, scenario, arm, folder / "performance", changes)
         missed: list[dict[str, Any]] = []
-        while scenario == "Server" and MISSED in row["reasons"] and len(missed) + 1 < series.tests.server_tries:
-            missed.append({"target": row["target"], "reasons": row["reasons"], "latency_ms": row["latency_ms"]})
-            changes["server_target_qps"] *= _LESS
+        while (other := _other_rate(series.tests, row, changes, len(missed) + 1)) is not None:
+            missed.append({name: row[name] for name in ("target", "reasons", "latency_ms", "images_per_s")})
+            changes |= other
             row = _performance(series, worker, scenario, arm, folder / "performance", changes)
         row["missed_before"] = missed
         row["accuracy"], of_accuracy = None, []
@@ -142,6 +142,17 @@ def _performance(
     after_s = _edge_cpu_s(series)
     edge_cpu_s = None if before_s is None or after_s is None else after_s - before_s
     return performance_row(scenario, arm, folder, tested, edge_cpu_s)
+
+
+def _other_rate(
+    tests: JudgeSettings, row: dict[str, Any], changes: dict[str, Setting], tries: int
+) -> dict[str, Setting] | None:
+    """What to run once more with; None: the row is the result, whatever LoadGen says of it."""
+    if row["scenario"] == "Server" and MISSED in row["reasons"] and tries < tests.server_tries:
+        return {"server_target_qps": changes["server_target_qps"] * _LESS}
+    if row["scenario"] == "Offline" and TOO_SHORT in row["reasons"] and tries == 1:
+        return {"offline_expected_qps": row["images_per_s"] * _OFFLINE_SLACK}
+    return None
 
 
 @contextmanager
