@@ -309,6 +309,20 @@ class TestRefusals:
         assert "--official" in said
         assert said.count("\n") == 1
 
+    def test_an_official_run_cannot_be_made_shorter_by_a_file(
+        self, place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        conf = tmp_path / "short.conf"
+        conf.write_text("*.Server.min_duration = 1000\n")
+        assert command.main([*words(place, tmp_path / "x.json"), "--official", "--user-conf", str(conf)]) == 2
+        assert "sets *.Server.min_duration" in capsys.readouterr().err
+
+    def test_an_edge_that_does_not_start_fails_the_run_with_a_word(
+        self, place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert command.main([*words(place, tmp_path / "x.json"), "--edge-arguments=--no-such-option"]) == 1
+        assert capsys.readouterr().err.startswith("serve-edge ended: ")
+
     @pytest.mark.parametrize(
         ("line", "why"),
         [

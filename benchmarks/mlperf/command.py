@@ -16,7 +16,7 @@ import shlex
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -25,7 +25,7 @@ from typing import Any
 from aecnn_deploy.bundle.reader import Bundle
 from aecnn_deploy.errors import AecnnError, SettingsError
 from benchmarks.machine import describe_machine, write_result
-from benchmarks.mlperf.confs import check_conf
+from benchmarks.mlperf.confs import OFFICIAL, check_conf
 from benchmarks.mlperf.loadgen import loadgen_module
 from benchmarks.mlperf.photographs import open_photographs
 from benchmarks.mlperf.series import Series, keep_logs, run_series
@@ -116,7 +116,10 @@ def _run(options: argparse.Namespace) -> int:
         sample=options.sample,
     )
     loadgen_module()
-    check_conf(tests.conf)
+    lines = check_conf(tests.conf)
+    lower = [key for key in lines if tests.official and key.rpartition(".")[2] in OFFICIAL]
+    if tests.user_conf is not None and lower:
+        raise SettingsError(f"{tests.conf} sets {lower[0]}, which is MLPerf's to say in an --official run; drop either")
     count = options.photographs
     if count is None:
         count = 0 if options.official else _REDUCED_PHOTOGRAPHS
@@ -169,7 +172,11 @@ def _edge(bundle: Bundle, system: SystemSettings, options: argparse.Namespace) -
         yield options.edge, None
         return
     extra = ["--threads", str(system.edge_threads), *shlex.split(options.edge_arguments)]
-    with serving(bundle.path, *extra) as edge:
+    with ExitStack() as stack:
+        try:
+            edge = stack.enter_context(serving(bundle.path, *extra))
+        except AssertionError as exc:
+            raise JudgeError(str(exc).strip()) from None
         yield edge.url, edge.process.pid
 
 

@@ -26,6 +26,9 @@ KEYS = (
     "target_qps",
 )
 
+# What an official run takes from LoadGen's own mlperf.conf and our user.conf, and from nobody else.
+OFFICIAL = ("max_duration", "min_duration", "min_query_count", "samples_per_query", "target_latency_percentile")
+
 _LINE = re.compile(r"(?P<model>[^\s.]+)\.(?P<scenario>[^\s.]+)\.(?P<key>\w+) = (?P<value>[0-9]+(?:\.[0-9]+)?)\s*")
 
 
