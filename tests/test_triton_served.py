@@ -3,6 +3,7 @@
 The server is nvidia-pytriton's. It has no ONNX Runtime backend: a stand-in runs the sessions, all else is Triton.
 """
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +18,9 @@ from aecnn_deploy.bundle.manifest import EngineSpec
 from aecnn_deploy.bundle.reader import Bundle, open_bundle
 from aecnn_deploy.exporters.triton_repository import write_repository
 from aecnn_deploy.exporters.triton_settings import TritonSettings
+from aecnn_deploy.runtimes.frames import read_frame
 from aecnn_deploy.runtimes.onnxruntime_runner import OnnxRuntimeRunner
-from tests.bundles import LABELS, SIZE, VARIANTS, make_bundle, run_directly, run_full
+from tests.bundles import LABELS, SIZE, VARIANTS, make_bundle, make_photos, run_directly, run_full
 from tests.triton_models import config_of, with_engines
 from tests.triton_servers import PYTHON, Installed, Triton, install, refusal, triton
 
@@ -27,6 +29,7 @@ pytestmark = pytest.mark.skipif(
 )
 client = pytest.importorskip("tritonclient.http", reason="tritonclient[http] is not installed")
 
+DOCS = Path(__file__).parents[1] / "docs" / "triton.md"
 MODELS = [*(variant.id for variant in VARIANTS), "full"]
 SETTINGS = TritonSettings(max_batch=4, queue_delay_us=300_000, max_queue=64, threads=1)
 
@@ -125,6 +128,22 @@ def test_requests_of_several_clients_run_as_one_batch(served: Served, frames: np
     assert max(sizes) == SETTINGS.max_batch  # and no larger one
 
 
+def test_the_documented_query_prints_the_best_classes(
+    served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", DOCS.read_text(), re.DOTALL)
+    (photo,) = make_photos(tmp_path, 1)
+    photo.rename(tmp_path / "photo.jpg")
+    (tmp_path / "bundle").symlink_to(served.bundle.root)
+    monkeypatch.chdir(tmp_path)
+    assert "localhost:8000" in code
+    exec(code.replace("localhost:8000", served.server.url), {})
+    frame = read_frame((tmp_path / "photo.jpg").read_bytes(), served.bundle.manifest.input, name="photo")
+    order = np.argsort(-run_directly(served.bundle, frame, MODELS[0]), kind="stable")[:5]
+    printed = [line.rpartition(": ")[0] for line in capsys.readouterr().out.splitlines()]
+    assert printed == [LABELS[index] for index in order]
+
+
 def test_each_model_is_warm_at_one_image_and_at_the_largest_batch(served: Served) -> None:
     for name in MODELS:
         assert served.server.batches(name)[:2] == [1, SETTINGS.max_batch]
@@ -144,6 +163,27 @@ def test_what_the_file_does_not_take_triton_refuses(
 ) -> None:
     with pytest.raises(client.InferenceServerException, match=why):
         served.client.infer(model, [tensor(name, np.zeros(shape, np.uint8))])
+
+
+def test_a_repository_that_is_replaced_under_a_server_is_served_when_it_is_asked_to(
+    installed: Installed, tmp_path: Path, frames: np.ndarray[Any, Any]
+) -> None:
+    names = ("one", "two")
+    for seed, name in enumerate(names):
+        make_bundle(tmp_path / name, seed=seed)
+    write_repository(open_bundle(tmp_path / "one"), tmp_path / "models", SETTINGS, variants=[])
+    with (
+        triton(installed, tmp_path / "models", tmp_path / "log", "--model-control-mode=explicit") as server,
+        client.InferenceServerClient(server.url) as asking,
+    ):
+        for name in names:
+            bundle = open_bundle(tmp_path / name)
+            write_repository(bundle, tmp_path / "models", SETTINGS, variants=[], replace=True)
+            asking.load_model("full")
+            parameters = asking.get_model_config("full")["parameters"]
+            assert parameters["aecnn_bundle_id"]["string_value"] == bundle.id
+            logits = asking.infer("full", [tensor("frames", frames[:1])]).as_numpy("logits")[0]
+            np.testing.assert_allclose(logits, run_full(bundle, frames[0]), rtol=1e-4, atol=1e-4)
 
 
 def test_a_configuration_that_is_wrong_would_be_noticed(installed: Installed, tmp_path: Path) -> None:

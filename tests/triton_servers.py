@@ -68,10 +68,10 @@ def install(folder: Path) -> Installed:
 
 
 @contextmanager
-def triton(installed: Installed, repository: Path, log: Path) -> Iterator[Triton]:
+def triton(installed: Installed, repository: Path, log: Path, *options: str) -> Iterator[Triton]:
     """Serve ``repository`` until the block ends. Raises AssertionError, with the log: it does not get ready."""
     port = _free_port()
-    process = _start(installed, repository, log, "--http-address=127.0.0.1", f"--http-port={port}")
+    process = _start(installed, repository, log, "--http-address=127.0.0.1", f"--http-port={port}", *options)
     try:
         _wait(f"http://127.0.0.1:{port}/v2/health/ready", process, log)
         yield Triton(f"127.0.0.1:{port}", log)

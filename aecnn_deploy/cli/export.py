@@ -87,7 +87,9 @@ def export(
     triton_backend: Annotated[
         str, typer.Option(help="What runs the tails there: auto, onnxruntime or tensorrt; the rest: 'bundle triton'.")
     ] = "auto",
-    force: Annotated[bool, typer.Option("--force", help="Replace a bundle that stands at --out.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace a bundle that stands at --out, and models in --triton.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Export a training run to a bundle for devices and edges.
