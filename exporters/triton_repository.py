@@ -1,5 +1,6 @@
 """A bundle as a Triton model repository: written beside its place and renamed, beside what else stands there."""
 
+import errno
 import os
 import shutil
 import tempfile
@@ -141,10 +142,9 @@ class RepositoryWriter:
             self.root.rename(self.out)
             return ()
         except OSError as exc:
-            raise ExportError(
-                f"cannot move the models to {self.out}: {exc.strerror or exc}; if that is a mount of its own, name a "
-                "folder inside it"
-            ) from None
+            mount = exc.errno in (errno.EXDEV, errno.EBUSY)
+            remedy = "it is a mount of its own: name a folder inside it" if mount else "nothing there was changed"
+            raise ExportError(f"cannot move the models to {self.out}: {exc.strerror or exc}; {remedy}") from None
 
     def _swap(self) -> tuple[str, ...]:
         """Model by model; an error puts back what was moved."""

@@ -69,3 +69,8 @@ def with_engines(folder: Path, engines: tuple[EngineSpec, ...]) -> Bundle:
         variants = (msgspec.structs.replace(first, engines=named, tails=tails), *others)
         writer.commit_changed(plain.manifest, variants=variants)
     return open_bundle(folder / "bundle")
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    """Every file below ``folder``, hidden ones too."""
+    return {file.relative_to(folder).as_posix(): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
