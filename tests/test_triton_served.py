@@ -24,9 +24,13 @@ from tests.bundles import LABELS, SIZE, VARIANTS, make_bundle, make_photos, run_
 from tests.triton_models import config_of, with_engines
 from tests.triton_servers import PYTHON, Installed, Triton, install, refusal, triton
 
-pytestmark = pytest.mark.skipif(
-    not PYTHON, reason="no real Triton here: set AECNN_TRITON_PYTHON to a Python with nvidia-pytriton and onnxruntime"
-)
+pytestmark = [
+    pytest.mark.triton,
+    pytest.mark.skipif(
+        not PYTHON,
+        reason="no real Triton here: AECNN_TRITON_PYTHON names no Python with nvidia-pytriton and onnxruntime",
+    ),
+]
 client = pytest.importorskip("tritonclient.http", reason="tritonclient[http] is not installed")
 
 DOCS = Path(__file__).parents[1] / "docs" / "triton.md"
