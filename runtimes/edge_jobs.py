@@ -8,7 +8,7 @@ from typing import Any
 
 from aecnn_deploy.errors import AecnnError, RequestFailedError
 from aecnn_deploy.runtimes.base import Array
-from aecnn_deploy.runtimes.edge_models import PlanesAsked, Top
+from aecnn_deploy.runtimes.edge_models import Asked, Top
 from aecnn_deploy.wire import FailureCode
 
 
@@ -30,13 +30,14 @@ class Answer:
     queue_ms: float
     run_ms: float  # of the whole batch
     batch: int
+    logits: Array | None = None  # (classes,), float32; of a TensorAsked only
 
 
 @dataclass(slots=True, eq=False)
 class Job:
     """One request on its way through a lane. Times are ``time.perf_counter``'s."""
 
-    asked: PlanesAsked | bytes
+    asked: Asked
     peer: Hashable
     stream: Hashable
     received_s: float

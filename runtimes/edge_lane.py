@@ -11,7 +11,7 @@ from typing import Protocol
 from aecnn_deploy.errors import AecnnError, RequestFailedError, RunnerError
 from aecnn_deploy.runtimes.batch_times import BatchTimes, retry_s
 from aecnn_deploy.runtimes.edge_jobs import Answer, Job, Outcomes, Ran, Stage, fail, internal_failure, settle
-from aecnn_deploy.runtimes.edge_models import TOP_K, EdgeModel, top_classes
+from aecnn_deploy.runtimes.edge_models import TOP_K, EdgeModel, TensorAsked, top_classes
 from aecnn_deploy.runtimes.fair_queue import FairQueue
 from aecnn_deploy.runtimes.thread_priority import let_others_first
 from aecnn_deploy.wire import FailureCode
@@ -88,7 +88,8 @@ class Lane:
             if self._idle and not self._batch_wait_s:
                 self._changed.notify()
             else:
-                self._coded.append(job)
+                if job.stage is Stage.CODED:
+                    self._coded.append(job)
                 self._changed.notify()
                 if len(self._coded) == self.batch_size:  # to wake it for each would cost more than it does
                     self._help_wanted.notify()
@@ -324,14 +325,15 @@ class Lane:
         self._answer(ran, outcomes)
 
     def _answer(self, ran: Ran, outcomes: Outcomes) -> None:
-        for job, top in zip(ran.jobs, top_classes(ran.logits, TOP_K), strict=True):
+        for job, top, logits in zip(ran.jobs, top_classes(ran.logits, TOP_K), ran.logits, strict=True):
             if isinstance(top, RunnerError):
                 outcomes.failures.append((job.future, internal_failure(top)))
                 continue
             assert job.item is not None
             self.model.answered(job.asked, job.item)
             queue_s = max(0.0, ran.began_s - job.received_s - job.decode_s)
-            answer = Answer(top, job.decode_s * 1e3, queue_s * 1e3, ran.run_s * 1e3, len(ran.jobs))
+            asked = logits if isinstance(job.asked, TensorAsked) else None
+            answer = Answer(top, job.decode_s * 1e3, queue_s * 1e3, ran.run_s * 1e3, len(ran.jobs), asked)
             outcomes.answers.append((job.future, answer))
         outcomes.ran = ran
 
