@@ -48,6 +48,14 @@ class Job:
     decode_s: float = 0.0
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Running:
+    """A batch that a thread of the model has; ``began_s`` is ``time.perf_counter``'s."""
+
+    jobs: list[Job]
+    began_s: float
+
+
 @dataclass(frozen=True, slots=True)
 class Ran:
     """A batch that was run, and what came of it: ``logits`` (batch, classes)."""
@@ -85,3 +93,10 @@ def fail(future: "asyncio.Future[Any]", error: AecnnError) -> None:
 def internal_failure(error: AecnnError) -> RequestFailedError:
     """What a device hears of a runner's error."""
     return RequestFailedError(FailureCode.INTERNAL, str(error))
+
+
+def fail_rest(jobs: list[Job], outcomes: Outcomes, exc: Exception, model: str) -> None:
+    """Add to ``outcomes`` the failure of those of ``jobs`` that it has nothing for, because of a defect of ours."""
+    settled = {id(future) for future, _ in (*outcomes.answers, *outcomes.failures)}
+    error = RequestFailedError(FailureCode.INTERNAL, f"{type(exc).__name__} in {model}")
+    outcomes.failures += [(job.future, error) for job in jobs if id(job.future) not in settled]

@@ -22,7 +22,7 @@ from aecnn_deploy.errors import (
 )
 from aecnn_deploy.runtimes.base import Array, Runner
 from aecnn_deploy.runtimes.batch_times import BatchTimes
-from aecnn_deploy.runtimes.edge_runners import RunnerOptions, activate_tail, make_onnxruntime
+from aecnn_deploy.runtimes.edge_runners import RunnerOptions, activate_full, activate_tail
 from aecnn_deploy.runtimes.frames import read_frame
 from aecnn_deploy.runtimes.plane_memory import KeptPlanes, plane_dictionary
 from aecnn_deploy.wire import FailureCode, InferReceived
@@ -55,10 +55,13 @@ Asked = PlanesAsked | TensorAsked | bytes  # bytes: an image file
 
 
 class EdgeModel(ABC):
-    """One model file with what it takes to feed it. ``load``, ``run`` and ``unload`` belong to one thread."""
+    """One model file with what it takes to feed it. ``load`` and ``unload`` belong to one thread.
+
+    ``run`` may be called on ``slots`` threads at once between them.
+    """
 
     name: str
-    target = ""  # of the manifest, once it is loaded
+    target = ""  # of the manifest, once it is loaded; or where it runs
 
     def __init__(self) -> None:
         self._runner: Runner | None = None
@@ -67,6 +70,11 @@ class EdgeModel(ABC):
     def runner_name(self) -> str:
         """The runner's name while the model is loaded, else nothing."""
         return self._runner.name if self._runner else ""
+
+    @property
+    def slots(self) -> int:
+        """How many batches may run at once; known while the model is loaded."""
+        return self._runner.concurrency if self._runner else 1
 
     @property
     @abstractmethod
@@ -200,8 +208,9 @@ class FullModel(EdgeModel):
 
     def _activate(self) -> Runner:
         _check_unchanged(self._bundle, self._bundle.manifest.full)
-        self.target = ONNXRUNTIME
-        return make_onnxruntime(self._bundle.file(self._bundle.manifest.full), self._options).activate()
+        full = activate_full(self._bundle, self._options)
+        self.target = full.target
+        return full.runner
 
 
 def batch_sizes(most: int) -> list[int]:

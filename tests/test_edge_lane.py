@@ -31,11 +31,15 @@ class Echo(EdgeModel):
     name = "echo"
     file_bytes = 1
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, slots: int = 1) -> None:
         super().__init__()
-        self._random = random.Random(seed)
+        self._random, self._slots = random.Random(seed), slots
         self.batches: list[int] = []
         self.told: Counter[int] = Counter()
+
+    @property
+    def slots(self) -> int:
+        return self._slots
 
     def load(self, times: BatchTimes, max_batch: int) -> None:
         times.ran(1, 1e-4)
@@ -95,9 +99,9 @@ async def ended(lane: Lane) -> None:
     assert lane.state is LaneState.UNLOADED
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_every_request_has_one_outcome_whatever_fails_leaves_or_is_evicted(seed: int) -> None:
-    model, outcomes = Echo(seed), Counter[str]()
+@pytest.mark.parametrize(("seed", "slots"), [(0, 1), (1, 1), (2, 1), (3, 1), (4, 3), (5, 3), (6, 8)])
+def test_every_request_has_one_outcome_whatever_fails_leaves_or_is_evicted(seed: int, slots: int) -> None:
+    model, outcomes = Echo(seed, slots), Counter[str]()
 
     async def ask(lane: Lane, number: int, rng: random.Random) -> None:
         deadline_s = time.perf_counter() + rng.choice((0.0001, 0.01, 1.0)) if rng.random() < 0.3 else None
@@ -164,6 +168,48 @@ def test_what_waits_fails_by_name_when_the_model_cannot_be_loaded() -> None:
         await ended(lane)
 
     asyncio.run(main())
+
+
+def test_a_model_of_several_slots_runs_as_many_batches_at_once_and_a_deadline_counts_on_the_free_ones() -> None:
+    class Meeting(Echo):
+        def __init__(self, together: int) -> None:
+            super().__init__(0, slots=3)
+            self._meet = threading.Barrier(together)
+            self.threads: set[int] = set()
+
+        def load(self, times: BatchTimes, max_batch: int) -> None:
+            times.ran(1, 0.2)
+            times.ran(MAX_BATCH, 0.2)
+
+        def run(self, items: list[Array]) -> Array:
+            self.threads.add(threading.get_ident())
+            self._meet.wait(30)  # broken, and so a failure, if there are fewer
+            return super().run(items)
+
+    async def main() -> None:
+        model = Meeting(3)
+        lane = lane_of(model)
+        await lane.start()
+        requests = []
+        for number in (60, 61, 62):
+            if len(requests) == 2:  # two run, a third is free: no wait for them
+                assert lane.rest_s(time.perf_counter()) == 0.0
+            requests.append(job(number, deadline_s=time.perf_counter() + 20))
+            lane.submit(requests[-1])
+            while lane.queued:
+                await asyncio.sleep(0.001)
+        assert [(await request.future).top[0][0] for request in requests] == [60, 61, 62]
+        assert len(model.threads) == 3
+        await ended(lane)
+
+    asyncio.run(main())
+
+
+def test_waiting_batches_are_shared_by_the_slots() -> None:
+    times = BatchTimes()
+    times.ran(4, 0.1)
+    assert times.wait_s(16, 4, 0.05) == pytest.approx(0.45)
+    assert times.wait_s(16, 4, 0.05, slots=4) == pytest.approx(0.15)
 
 
 def test_a_lane_that_stops_while_it_loads_frees_what_it_loaded() -> None:
