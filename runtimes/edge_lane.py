@@ -11,18 +11,18 @@ from typing import Protocol
 from aecnn_deploy.errors import AecnnError, RequestFailedError, RunnerError
 from aecnn_deploy.runtimes.batch_times import BatchTimes, retry_s
 from aecnn_deploy.runtimes.edge_jobs import (
-    Answer,
     Job,
     Outcomes,
     Ran,
     Running,
     Stage,
+    answer_to,
     fail,
     fail_rest,
     internal_failure,
     settle,
 )
-from aecnn_deploy.runtimes.edge_models import TOP_K, EdgeModel, TensorAsked, top_classes
+from aecnn_deploy.runtimes.edge_models import TOP_K, EdgeModel, top_classes
 from aecnn_deploy.runtimes.edge_refusals import cannot_be_met, in_time, overloaded
 from aecnn_deploy.runtimes.fair_queue import FairQueue
 from aecnn_deploy.runtimes.thread_priority import let_others_first
@@ -338,10 +338,7 @@ class Lane:
                 continue
             assert job.item is not None
             self.model.answered(job.asked, job.item)
-            queue_s = max(0.0, ran.began_s - job.received_s - job.decode_s)
-            asked = logits if isinstance(job.asked, TensorAsked) else None
-            answer = Answer(top, job.decode_s * 1e3, queue_s * 1e3, ran.run_s * 1e3, len(ran.jobs), asked)
-            outcomes.answers.append((job.future, answer))
+            outcomes.answers.append((job.future, answer_to(job, ran, top, logits)))
         outcomes.ran = ran
 
     def _help(self) -> None:
