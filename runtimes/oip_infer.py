@@ -48,9 +48,9 @@ class Inference:
         received_s = time.perf_counter()
         service.observer.received(served.path, received_bytes)
         envelope = open_envelope(body, json_bytes, service.settings.open_inference)
-        if (bundle_id := envelope.bundle_id) is not None:
-            served = self._served = self._catalogue.find(self._name, bundle_id)
-            served.generation.last_used_s = time.monotonic()
+        # Again: the bundle may have been replaced while the body came, and the sender may mean the one before.
+        served = self._served = self._catalogue.find(self._name, envelope.bundle_id)
+        served.generation.last_used_s = time.monotonic()
         request = request_of(envelope, served.model)
         self._rows = len(request.rows)
         parse_s = time.perf_counter() - received_s
@@ -89,7 +89,8 @@ class Inference:
         limits = service.settings.open_inference
         limit_bytes = min(limits.max_body_bytes, limits.max_json_bytes + model.max_rows * model.item_bytes)
         with upload_place(service):
-            body = await upload(service, self._request, limit_bytes, "send fewer rows, as binary data")
+            remedy = "send fewer rows, as binary data"
+            body = await upload(service, self._request, limit_bytes, remedy, limits.max_body_bytes)
             size = len(body)
             if encoding != IDENTITY:  # elsewhere: it lets go of Python's lock
                 body = await asyncio.to_thread(inflate, body, encoding, limit_bytes)
