@@ -181,9 +181,11 @@ class EdgeService:
     ) -> list[Answer]:
         """Run each of ``rows``, items of the lane's model that have been checked; their answers keep the logits.
 
-        They are requests like any others, and run together with them. Raises RequestFailedError: one of them was
-        refused or failed; those that still wait are taken back.
+        They are requests like any others, and run together with them. Raises RequestFailedError: there is no place for
+        all of them, or one was refused or failed; those that still wait are taken back.
         """
+        if len(rows) > 1:
+            self._check_places(lane, len(rows), caller)
         futures: list[asyncio.Future[Answer]] = []
         try:
             for row in rows:
@@ -214,6 +216,27 @@ class EdgeService:
                 "try again later, or raise --max-in-flight",
                 lane.retry_after_s(),
             )
+
+    def _check_places(self, lane: Lane, count: int, caller: Caller) -> None:
+        """Raises RequestFailedError: there are fewer than ``count`` places.
+
+        One request takes the place of somebody's who has more; several do not: those that they had pushed out would be
+        lost for nothing if there was none for the last one.
+        """
+        settings = self.settings
+        peer_limit, own = settings.guard.limits.in_flight, self._by_account.get(caller.account, 0)
+        for taken, what, limit, option in (
+            (own, "requests of this peer are in flight", peer_limit, "--peer-in-flight"),
+            (self.in_flight, "requests are in flight", settings.max_in_flight, "--max-in-flight"),
+            (lane.queued, f"requests wait for {lane.model.name}", settings.max_queue, "--max-queue"),
+        ):
+            if taken + count > limit:
+                raise RequestFailedError(
+                    FailureCode.OVERLOADED,
+                    f"{taken} {what}, the limit is {limit}: {count} rows find no place; "
+                    f"send fewer, try again later, or raise {option}",
+                    lane.retry_after_s(),
+                )
 
     async def _run(
         self, lane: Lane, asked: Asked, received_s: float, deadline_s: float | None, caller: Caller
