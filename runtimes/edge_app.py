@@ -81,12 +81,12 @@ def build_app(service: EdgeService) -> "Starlette":
 
     return Starlette(
         routes=[
+            *open_inference_routes(service),
             Route("/healthz", healthz),
             Route("/readyz", readyz),
             Route("/metrics", metrics),
             *status_routes(service.observer),
             Route(CLASSIFY_PATH, classify, methods=["POST"]),
-            *open_inference_routes(service),
             WebSocketRoute(STREAM_PATH, stream),
         ]
     )
