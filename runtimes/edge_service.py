@@ -196,8 +196,8 @@ class EdgeService:
                 future.cancel()  # does nothing to one that is done
                 self._release(caller)
 
-    def check_open(self, caller: Caller, lane: Lane) -> None:
-        """Raises RequestFailedError: the edge takes no request of ``caller`` for ``lane`` now."""
+    def check_caller(self, caller: Caller, lane: Lane) -> None:
+        """Raises RequestFailedError: the edge takes nothing of ``caller`` now, however much room there is."""
         settings = self.settings
         if self.draining:
             why = "the edge is shutting down; ask another one"
@@ -209,6 +209,14 @@ class EdgeService:
                 "try again later, or raise --peer-in-flight",
                 lane.retry_after_s(),
             )
+
+    def check_open(self, caller: Caller, lane: Lane) -> None:
+        """Raises RequestFailedError: the edge takes no request of ``caller`` for ``lane`` now.
+
+        Where there is no room, the newest request of somebody who has more is refused to make some.
+        """
+        self.check_caller(caller, lane)
+        settings = self.settings
         if self.in_flight >= settings.max_in_flight and not lane.make_room(caller.peer, caller.stream):
             raise RequestFailedError(
                 FailureCode.OVERLOADED,

@@ -42,7 +42,7 @@ class Inference:
         service, headers = self._service, self._request.headers
         served = self._served = self._catalogue.find(self._name)
         self._catalogue.check_loaded()
-        service.check_open(self._caller, served.lane)  # before a body is read for nothing
+        service.check_caller(self._caller, served.lane)  # before a body is read for nothing
         json_bytes = header_length(headers.get(HEADER_LENGTH))
         body, received_bytes = await self._body(served.model)
         received_s = time.perf_counter()
