@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import signal
+import socket
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -173,6 +174,16 @@ class TestLife:
                 lambda: client.infer(QUICK, input_of(QUICK, rows), parameters={"aecnn_bundle_id": "0" * 64})
             )
             assert (status, "no bundle '000" in words) == (404, True)
+
+    def test_a_client_that_leaves_in_its_body_is_counted_and_holds_no_place(self, edge: Edge) -> None:
+        line = f'aecnn_open_inference_requests_total{{model="{QUICK}",outcome="gone"}}'
+        for _ in range(20):  # more than the edge reads at a time
+            with socket.create_connection(("127.0.0.1", edge.port), timeout=10) as leaving:
+                head = f"POST /v2/models/{QUICK}/infer HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n"
+                leaving.sendall(head.encode() + b"{")
+        wait_until(lambda: metric(edge, line) == 20)
+        status, told, _ = raw(edge, "POST", f"/v2/models/{QUICK}/infer", b"{")
+        assert (status, "the body is no JSON" in told["error"]) == (400, True)
 
     def test_tokens_and_tls_are_the_edge_s(self, bundle: Bundle, folder: Path) -> None:
         site, tokens = Authority(folder / "site"), folder / "tokens"
