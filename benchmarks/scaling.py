@@ -23,7 +23,7 @@ from typing import Any
 
 import msgspec
 
-from aecnn_deploy.errors import AecnnError
+from aecnn_deploy.errors import AecnnError, PlanError
 from benchmarks.machine import describe_machine, write_result
 from benchmarks.scaling_check import CheckSettings, check
 from benchmarks.scaling_measure import MeasureSettings, measure_inputs
@@ -92,6 +92,7 @@ def _run(options: argparse.Namespace, settings: FleetSettings) -> int:
         "met": not problems,
         "problems": problems,
         "check": checked,
+        "hop_measured": options.hop_ms is None and options.hop_from.is_file(),
         "plan": plan,
     }
     write_result(options.out, document | describe_machine())
@@ -115,6 +116,30 @@ def problems_of(checked: dict[str, Any]) -> list[str]:
     return found
 
 
+def measured_hop_ms(path: Path) -> float | None:
+    """The median hop to a tail by Ray, of the slowest size of batch, from ``benchmarks.ray_tails``; None: not run.
+
+    Raises PlanError: the file holds something else.
+    """
+    if not path.is_file():
+        return None
+    try:
+        hops = msgspec.json.decode(path.read_bytes(), type=_Hops).hop
+    except msgspec.DecodeError as exc:
+        raise PlanError(
+            f"{path} states no hop: {exc}; run python -m benchmarks.ray_tails again, or give --hop-ms"
+        ) from None
+    return max((hop.socket_hop_ms["p50"] for hop in hops.values()), default=None)
+
+
+class _Hop(msgspec.Struct):
+    socket_hop_ms: dict[str, float]
+
+
+class _Hops(msgspec.Struct):
+    hop: dict[str, _Hop]
+
+
 def _print_plan(settings: FleetSettings, inputs: Inputs) -> int:
     row = plan_row(settings.layout, settings, inputs)
     print(msgspec.json.format(msgspec.json.encode(row)).decode())
@@ -133,6 +158,8 @@ def _print_tables(options: argparse.Namespace) -> int:
 
 def _fleet(options: argparse.Namespace) -> FleetSettings:
     given = {each.name: getattr(options, each.name, None) for each in fields(FleetSettings)}
+    if given["hop_ms"] is None:
+        given["hop_ms"] = measured_hop_ms(options.hop_from)
     settings = replace(FleetSettings(), **{name: value for name, value in given.items() if value is not None})
     if options.quick:
         settings = replace(settings, seconds=settings.seconds * _QUICK)
@@ -153,7 +180,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
         ("gpus", int, "of a box; default 1"),
         ("gpu-images-per-s", float, "of one GPU, whole batches: an ASSUMPTION; default 5,000"),
         ("gpu-launch-ms", float, "of a GPU's batch, whatever its size: an ASSUMPTION; default 2"),
-        ("hop-ms", float, "layout split: to a tail elsewhere and back; default 3"),
+        ("hop-ms", float, "layout split: to a tail elsewhere and back; default: as --hop-from says, else 3"),
         ("utilisation", float, "of the scarcest part; default 0.7"),
         ("seconds", float, "simulated; default 30"),
         ("window", int, "requests of a device in flight; default 4"),
@@ -162,6 +189,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
         ("seed", int, "of all that is drawn"),
     ):
         parser.add_argument(f"--{name}", type=kind, help=text)
+    parser.add_argument("--hop-from", type=Path, default=RESULTS / "ray_tails.json", help="results with a measured hop")
     parser.add_argument("--layout", choices=LAYOUTS, help="with --plan; default gpu")
     parser.add_argument("--placement", choices=PLACEMENTS, help="of connections; default least-connections")
     parser.add_argument("--capture", choices=CAPTURES, help="when devices take their frames; default paced")

@@ -17,7 +17,7 @@ def tables(inputs: Inputs, document: dict[str, Any], figure: str) -> dict[str, s
     return {
         "inputs": inputs_table(inputs),
         "check": check_table(document["check"]) if document["check"] else "Not run.",
-        "plan": plan_table(document["plan"]),
+        "plan": plan_table(document["plan"], hop_measured=document["hop_measured"]),
         "network": network_table(document["plan"]),
         "limits": limits_table(document["plan"]["limits"]),
         "storms": storms_table(document["plan"]["storms"]),
@@ -82,8 +82,8 @@ def check_table(found: dict[str, Any]) -> str:
     return f"Measured / simulated (error); 100 % is {most}.\n\n" + markdown(head, rows)
 
 
-def plan_table(plan: dict[str, Any]) -> str:
-    """The layouts."""
+def plan_table(plan: dict[str, Any], *, hop_measured: bool) -> str:
+    """The layouts. ``hop_measured``: the hop is of ``benchmarks.ray_tails``, not assumed."""
     rows = [
         (
             row["name"],
@@ -112,8 +112,9 @@ def plan_table(plan: dict[str, Any]) -> str:
     settings = plan["settings"]
     load = f"{plan['images_per_s']:,.0f} images a second"
     what = f"{settings['devices']:,} devices at {settings['fps']:g} frames a second: {load}."
+    hop = f"The hop takes {settings['hop_ms']:g} ms ({'measured with Ray' if hop_measured else 'assumed'})."
     share = f"A front takes {plan['front_us']:g} µs of a core an image, a process of two cores does at most "
-    return f"{what} {share}{plan['process_images_per_s']:,.0f} images a second.\n\n" + markdown(head, rows)
+    return f"{what} {share}{plan['process_images_per_s']:,.0f} images a second. {hop}\n\n" + markdown(head, rows)
 
 
 def network_table(plan: dict[str, Any]) -> str:

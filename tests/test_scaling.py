@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import json
 import math
 import time
 from pathlib import Path
@@ -20,7 +21,7 @@ from aecnn_deploy.runtimes.edge_models import EdgeModel, PlanesAsked
 from benchmarks import scaling
 from benchmarks.machine import write_result
 from benchmarks.scaling_cell import Arrivals, CellResult, CellShape, Fate, simulate
-from benchmarks.scaling_check import CheckSettings, check, errors, poisson_of_generator
+from benchmarks.scaling_check import CheckSettings, check, edge_shape, errors, poisson_of_generator
 from benchmarks.scaling_connections import measure_connections
 from benchmarks.scaling_fleet import fleet_shape, make_frames, place, process_images_per_s, run_fleet
 from benchmarks.scaling_front import front_only, measure_front
@@ -210,6 +211,29 @@ class TestBesideTheRealThing:
                 return
         raise AssertionError(f"three times: waited {wait_s} s in {batch}, simulated {np.median(ours.queue_s)}")
 
+    def test_a_saturated_edge_was_as_fast_as_its_bare_tail_lets_the_simulation_be(self) -> None:
+        results = Path(scaling.RESULTS)
+        bare = json.loads((results / "edge_throughput.json").read_text())
+        loaded = json.loads((results / "edge_overhead_p99.json").read_text())["saturated"]
+        batch_s = tuple((int(size), int(size) / rate) for size, rate in bare["bare_by_batch"].items())
+        rng = np.random.default_rng(0)
+        at_s = np.sort(rng.uniform(0, 10, 10_000))  # far more than it takes: 16 devices with 4 in flight each
+        arrivals = Arrivals(at_s, rng.integers(0, 16, 10_000), np.zeros(16, np.int64))
+        found = simulate(dataclasses.replace(edge_shape(INPUTS, batch_s, (1.0,)), window=4), arrivals)
+        answered = found.fate == Fate.OK
+        assert answered.sum() / 10 == pytest.approx(loaded["images_per_s"], rel=0.05)
+        queue_ms = float(np.median(found.queue_s[answered])) * 1e3
+        assert queue_ms == pytest.approx(loaded["edge"]["queue_ms"]["p50"], rel=0.1)
+
+    def test_the_hop_is_the_one_that_was_measured_where_there_is_one(self, tmp_path: Path) -> None:
+        found = tmp_path / "ray.json"
+        assert scaling.measured_hop_ms(found) is None
+        found.write_text('{"hop": {"1": {"socket_hop_ms": {"p50": 1.5}}, "16": {"socket_hop_ms": {"p50": 2.5}}}}')
+        assert scaling.measured_hop_ms(found) == 2.5
+        found.write_text('{"hop": 3}')
+        with pytest.raises(PlanError, match="--hop-ms"):
+            scaling.measured_hop_ms(found)
+
     def test_the_arrivals_of_the_load_generator_are_drawn_again(self) -> None:
         begun = list(poisson_of_generator(200.0, 8, 0.5, 2.0, seed=0))
         assert len(begun) == pytest.approx(500, rel=0.2)
@@ -349,7 +373,7 @@ class TestPlan:
 
     def test_a_plan_becomes_a_page_and_a_figure(self, tmp_path: Path) -> None:
         plan = make_plan(dataclasses.replace(SMALL, devices=60, seconds=0.5), INPUTS, lambda _: None, workers=1)
-        made = tables(INPUTS, {"check": None, "plan": plan}, "figures/scaling.png")
+        made = tables(INPUTS, {"check": None, "plan": plan, "hop_measured": False}, "figures/scaling.png")
         page = tmp_path / "page.md"
         page.write_text("".join(f"<!-- begin {name} -->\n<!-- end {name} -->\n" for name in made))
         fill(page, made)
