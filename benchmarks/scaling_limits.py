@@ -109,7 +109,7 @@ def limits(settings: FleetSettings, inputs: Inputs, in_flight_s: float) -> list[
         ),
         Limit(
             "memory, 32 GB, TLS", box, int(_BOX_MEMORY_BYTES / each_bytes), "swap or the end of the process",
-            "measured a connection, planes for differences computed", "TLS in the balancer; --reference-bytes 0",
+            "measured a connection, 32 GB assumed", "TLS in the balancer; --reference-bytes 0",
         ),
         Limit(
             "network card of 1 Gbit/s, inbound", box, devices(1e9 / 8 / (up_bytes + PACKET_BYTES)),

@@ -104,7 +104,7 @@ def plan_table(plan: dict[str, Any], *, hop_measured: bool) -> str:
         "processes",
         "devices each",
         "GPUs",
-        "CPU cores busy",
+        "CPU cores: tails, else fronts",
         "GB",
         "edge p50, p99, ms",
         "answered",
@@ -213,7 +213,7 @@ def draw(plan: dict[str, Any], out: Path) -> None:
     right.invert_yaxis()
     right.axvline(settings["devices"], color="#d62728", lw=1)
     counts = [settings["devices"], *(row["devices"] for row in known)]
-    about = "red: the fleet, amber: with an assumption"
+    about = "red: the fleet, amber: assumed"
     right.set(xscale="log", xlim=(min(counts) / 3, max(counts) * 6))
     right.set_xlabel(f"devices at {settings['fps']:g} frames a second; {about}")
     right.set_title("what breaks first", fontsize=10)
