@@ -70,6 +70,8 @@ class _Tls(sslproto.SSLProtocol):
     ``loop.start_tls`` is the way that is documented, and loses what comes before its task has its turn (uvloop).
     """
 
+    max_size = 32 << 10  # asyncio's own buffer of 256 KiB a connection is most of what a thousand idle devices take
+
     def _on_handshake_complete(self, handshake_exc: BaseException | None) -> None:
         if handshake_exc is not None:
             getattr(self, "_process_outgoing", int)()  # the alert, which tells the peer why; asyncio drops it

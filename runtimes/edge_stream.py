@@ -212,7 +212,8 @@ class Stream:
         if not set(hello.variants) & generation.tails.keys():
             return RefusalCode.BUNDLE_MISMATCH, f"the edge has none of the device's variants {hello.variants}"
         if len(service.streams) > service.settings.max_streams:
-            return RefusalCode.OVERLOADED, f"the edge has {service.settings.max_streams} streams, its limit"
+            limit = service.settings.max_streams
+            return RefusalCode.OVERLOADED, f"the edge has {limit} streams, its limit; raise --max-streams there"
         return None
 
     def _start(self, request: InferReceived, received_s: float) -> None:

@@ -64,6 +64,7 @@ def serve_edge(
     batch_wait_ms: Annotated[float, typer.Option(help="Longest wait of a request for others to run with it.")] = 0.0,
     max_queue: Annotated[int, typer.Option(help="Requests that may wait for one variant.")] = 256,
     max_in_flight: Annotated[int, typer.Option(help="Requests of all devices that may wait for an answer.")] = 512,
+    max_streams: Annotated[int, typer.Option(help="Devices that may be connected for a split stream.")] = 256,
     reference_bytes: Annotated[
         int, typer.Option(help="Bytes of a device's last planes that are kept for differences; 0: none.")
     ] = 1 << 19,
@@ -128,6 +129,7 @@ def serve_edge(
         batch_wait_ms=batch_wait_ms,
         max_queue=max_queue,
         max_in_flight=max_in_flight,
+        max_streams=max_streams,
         previous_s=previous_s,
         max_reference_bytes=reference_bytes,
         drain_s=drain_s,
