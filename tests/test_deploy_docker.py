@@ -202,18 +202,21 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     return open_bundle(path)
 
 
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    return Authority(tmp_path_factory.mktemp("site"))
+
+
+@pytest.fixture(scope="module")
+def guarded(bundle: Bundle, site: Authority) -> Iterator[Edge]:
+    """An edge with TLS, which wants a certificate of its clients."""
+    pair = site.issue("edge", hosts=("edge.example",))
+    options = ("--tls-cert", str(pair.cert), "--tls-key", str(pair.key), "--client-ca", str(site.ca))
+    with serving(bundle.path, "--preload", "none", *options) as edge:
+        yield edge
+
+
 class TestHealthcheck:
-    @pytest.fixture(scope="class")
-    def site(self, tmp_path_factory: pytest.TempPathFactory) -> Authority:
-        return Authority(tmp_path_factory.mktemp("site"))
-
-    @pytest.fixture(scope="class")
-    def guarded(self, bundle: Bundle, site: Authority) -> Iterator[Edge]:
-        pair = site.issue("edge", hosts=("edge.example",))
-        options = ("--tls-cert", str(pair.cert), "--tls-key", str(pair.key), "--client-ca", str(site.ca))
-        with serving(bundle.path, "--preload", "none", *options) as edge:
-            yield edge
-
     def test_an_edge_with_tls_is_asked_without_verifying_its_name(self, guarded: Edge, site: Authority) -> None:
         own = site.issue("health")
         url = f"https://127.0.0.1:{guarded.port}/healthz"
