@@ -10,9 +10,10 @@ ARG PYTHON_IMAGE=python:3.13.7-slim-trixie
 # The wheel is the same for every processor: built on the builder's own, not under emulation.
 FROM --platform=$BUILDPLATFORM ${PYTHON_IMAGE} AS wheel
 ARG SOURCE_DATE_EPOCH=315532800
+ENV PIP_CACHE_DIR=/var/cache/pip
 WORKDIR /source
 COPY deploy/docker/locks/build.txt ./
-RUN --mount=type=cache,target=/root/.cache/pip \
+RUN --mount=type=cache,target=/var/cache/pip \
     python3 -m venv /build && /build/bin/pip install --require-hashes --requirement build.txt
 COPY pyproject.toml README.md LICENSE ./
 COPY aecnn_deploy aecnn_deploy
@@ -23,8 +24,9 @@ COPY zoo zoo
 RUN /build/bin/pip wheel --no-deps --no-build-isolation --no-index --wheel-dir /dist .
 
 FROM ${PYTHON_IMAGE} AS packages
+ENV PIP_CACHE_DIR=/var/cache/pip
 COPY deploy/docker/locks/device.txt /locks/
-RUN --mount=type=cache,target=/root/.cache/pip --mount=type=bind,from=wheel,source=/dist,target=/dist \
+RUN --mount=type=cache,target=/var/cache/pip --mount=type=bind,from=wheel,source=/dist,target=/dist \
     python3 -m venv --without-pip /usr/local/lib/aecnn \
     && python3 -m pip --python /usr/local/lib/aecnn/bin/python install --no-compile --only-binary :all: \
        --require-hashes --requirement /locks/device.txt \
@@ -42,8 +44,8 @@ LABEL org.opencontainers.image.title="aecnn-device" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}"
 # In the group "video", whose number is the same in Debian and in Raspberry Pi OS: it may open /dev/video*.
-RUN groupadd --system --gid 10001 aecnn \
-    && useradd --system --uid 10001 --gid 10001 --groups video --home-dir /var/lib/aecnn \
+RUN groupadd --gid 10001 aecnn \
+    && useradd --no-log-init --uid 10001 --gid 10001 --groups video --home-dir /var/lib/aecnn \
        --shell /usr/sbin/nologin aecnn \
     && install -d -o 10001 -g 10001 /var/lib/aecnn /var/cache/aecnn /bundle
 COPY --from=packages /usr/local/lib/aecnn /usr/local/lib/aecnn

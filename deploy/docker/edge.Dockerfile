@@ -13,9 +13,10 @@ ARG CUDA_BASE_IMAGE=nvidia/cuda:13.0.1-base-ubuntu24.04
 # The wheel of this checkout; its files' times are SOURCE_DATE_EPOCH, so that the same sources give the same bytes.
 FROM ${PYTHON_IMAGE} AS wheel
 ARG SOURCE_DATE_EPOCH=315532800
+ENV PIP_CACHE_DIR=/var/cache/pip
 WORKDIR /source
 COPY deploy/docker/locks/build.txt ./
-RUN --mount=type=cache,target=/root/.cache/pip \
+RUN --mount=type=cache,target=/var/cache/pip \
     python3 -m venv /build && /build/bin/pip install --require-hashes --requirement build.txt
 COPY pyproject.toml README.md LICENSE ./
 COPY aecnn_deploy aecnn_deploy
@@ -26,9 +27,10 @@ COPY zoo zoo
 RUN /build/bin/pip wheel --no-deps --no-build-isolation --no-index --wheel-dir /dist .
 
 FROM ${PYTHON_IMAGE} AS cpu-packages
+ENV PIP_CACHE_DIR=/var/cache/pip
 COPY deploy/docker/locks/edge.txt /locks/
 # Compiled after it: the times in what pip compiles would differ from build to build.
-RUN --mount=type=cache,target=/root/.cache/pip --mount=type=bind,from=wheel,source=/dist,target=/dist \
+RUN --mount=type=cache,target=/var/cache/pip --mount=type=bind,from=wheel,source=/dist,target=/dist \
     python3 -m venv --without-pip /usr/local/lib/aecnn \
     && python3 -m pip --python /usr/local/lib/aecnn/bin/python install --no-compile \
        --require-hashes --requirement /locks/edge.txt \
@@ -44,8 +46,9 @@ FROM ${CUDA_DEVEL_IMAGE} AS gpu-packages
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends g++ python3-dev python3-pip python3-venv \
     && rm -rf /var/lib/apt/lists/*
+ENV PIP_CACHE_DIR=/var/cache/pip
 COPY deploy/docker/locks/edge-gpu.txt /locks/
-RUN --mount=type=cache,target=/root/.cache/pip --mount=type=bind,from=wheel,source=/dist,target=/dist \
+RUN --mount=type=cache,target=/var/cache/pip --mount=type=bind,from=wheel,source=/dist,target=/dist \
     python3 -m venv --without-pip /usr/local/lib/aecnn \
     && python3 -m pip --python /usr/local/lib/aecnn/bin/python install --no-compile \
        --require-hashes --requirement /locks/edge-gpu.txt \
@@ -68,8 +71,8 @@ LABEL org.opencontainers.image.title="aecnn-edge" \
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends libcurand-13-0 python3 \
     && rm -rf /var/lib/apt/lists/* \
-    && groupadd --system --gid 10001 aecnn \
-    && useradd --system --uid 10001 --gid 10001 --home-dir /var/lib/aecnn --shell /usr/sbin/nologin aecnn \
+    && groupadd --gid 10001 aecnn \
+    && useradd --no-log-init --uid 10001 --gid 10001 --home-dir /var/lib/aecnn --shell /usr/sbin/nologin aecnn \
     && install -d -o 10001 -g 10001 /var/lib/aecnn /var/cache/aecnn /bundle
 COPY --from=gpu-packages /usr/local/lib/aecnn /usr/local/lib/aecnn
 COPY deploy/docker/healthcheck.py /usr/local/lib/aecnn/healthcheck.py
@@ -100,8 +103,8 @@ LABEL org.opencontainers.image.title="aecnn-edge" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}"
 # Numbers, not names: what is mounted is of this user, whatever the host calls it.
-RUN groupadd --system --gid 10001 aecnn \
-    && useradd --system --uid 10001 --gid 10001 --home-dir /var/lib/aecnn --shell /usr/sbin/nologin aecnn \
+RUN groupadd --gid 10001 aecnn \
+    && useradd --no-log-init --uid 10001 --gid 10001 --home-dir /var/lib/aecnn --shell /usr/sbin/nologin aecnn \
     && install -d -o 10001 -g 10001 /var/lib/aecnn /var/cache/aecnn /bundle
 COPY --from=cpu-packages /usr/local/lib/aecnn /usr/local/lib/aecnn
 COPY deploy/docker/healthcheck.py /usr/local/lib/aecnn/healthcheck.py
