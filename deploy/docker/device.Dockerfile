@@ -31,7 +31,7 @@ RUN --mount=type=cache,target=/var/cache/pip --mount=type=bind,from=wheel,source
     && python3 -m pip --python /usr/local/lib/aecnn/bin/python install --no-compile --only-binary :all: \
        --require-hashes --requirement /locks/device.txt \
     && python3 -m pip --python /usr/local/lib/aecnn/bin/python install --no-compile --no-deps --no-index \
-       --find-links /dist "aecnn-deploy[device,video]" \
+       "$(echo /dist/aecnn_deploy-*.whl)[device,video]" \
     && python3 -m pip --python /usr/local/lib/aecnn/bin/python check \
     && python3 -m compileall -q --invalidation-mode unchecked-hash /usr/local/lib/aecnn/lib
 

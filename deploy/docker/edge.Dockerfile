@@ -35,7 +35,7 @@ RUN --mount=type=cache,target=/var/cache/pip --mount=type=bind,from=wheel,source
     && python3 -m pip --python /usr/local/lib/aecnn/bin/python install --no-compile \
        --require-hashes --requirement /locks/edge.txt \
     && python3 -m pip --python /usr/local/lib/aecnn/bin/python install --no-compile --no-deps --no-index \
-       --find-links /dist "aecnn-deploy[edge]" \
+       "$(echo /dist/aecnn_deploy-*.whl)[edge]" \
     && python3 -m pip --python /usr/local/lib/aecnn/bin/python check \
     && python3 -m compileall -q --invalidation-mode unchecked-hash /usr/local/lib/aecnn/lib
 
@@ -53,7 +53,7 @@ RUN --mount=type=cache,target=/var/cache/pip --mount=type=bind,from=wheel,source
     && python3 -m pip --python /usr/local/lib/aecnn/bin/python install --no-compile \
        --require-hashes --requirement /locks/edge-gpu.txt \
     && python3 -m pip --python /usr/local/lib/aecnn/bin/python install --no-compile --no-deps --no-index \
-       --find-links /dist "aecnn-deploy[edge,tensorrt]" \
+       "$(echo /dist/aecnn_deploy-*.whl)[edge,tensorrt]" \
     && python3 -m pip --python /usr/local/lib/aecnn/bin/python check \
     && python3 -m compileall -q --invalidation-mode unchecked-hash /usr/local/lib/aecnn/lib
 
