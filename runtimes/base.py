@@ -17,10 +17,11 @@ class Runner(ABC):
 
     A subclass sets ``name`` and writes the parts that begin with an underscore; the public methods check.
     After ``activate``: ``input_shape`` and ``output_shape`` (without the batch axis), ``input_dtype`` and
-    ``output_dtype`` are known. ``infer`` may be called from any thread, one call at a time.
+    ``output_dtype`` are known. ``infer`` may be called from any thread, ``concurrency`` calls at a time.
     """
 
     name: str
+    concurrency: int = 1
     input_shape: tuple[int, ...]
     output_shape: tuple[int, ...]
     input_dtype: np.dtype[Any]

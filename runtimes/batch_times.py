@@ -56,9 +56,12 @@ class BatchTimes:
         # If the largest that was measured is the best, still larger ones may be better.
         return most if chosen == max(each_s) else chosen
 
-    def wait_s(self, ahead: int, size: int, running_s: float) -> float:
-        """Seconds until ``ahead`` items have been run in batches of ``size``, after ``running_s`` for one that runs."""
-        return running_s + (ahead // size) * self.seconds(size)
+    def wait_s(self, ahead: int, size: int, running_s: float, slots: int = 1) -> float:
+        """Seconds until ``ahead`` items have been taken in batches of ``size``, ``slots`` of them at once.
+
+        The first is taken after ``running_s``, the rest of those that run.
+        """
+        return running_s + (ahead // size) * self.seconds(size) / slots
 
 
 def retry_s(seconds: float) -> float:

@@ -8,7 +8,7 @@ from typing import Any
 
 from aecnn_deploy.errors import AecnnError, RequestFailedError
 from aecnn_deploy.runtimes.base import Array
-from aecnn_deploy.runtimes.edge_models import PlanesAsked, Top
+from aecnn_deploy.runtimes.edge_models import Asked, TensorAsked, Top
 from aecnn_deploy.wire import FailureCode
 
 
@@ -30,13 +30,14 @@ class Answer:
     queue_ms: float
     run_ms: float  # of the whole batch
     batch: int
+    logits: Array | None = None  # (classes,), float32; of a TensorAsked only
 
 
 @dataclass(slots=True, eq=False)
 class Job:
     """One request on its way through a lane. Times are ``time.perf_counter``'s."""
 
-    asked: PlanesAsked | bytes
+    asked: Asked
     peer: Hashable
     stream: Hashable
     received_s: float
@@ -47,6 +48,14 @@ class Job:
     decode_s: float = 0.0
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Running:
+    """A batch that a thread of the model has; ``began_s`` is ``time.perf_counter``'s."""
+
+    jobs: list[Job]
+    began_s: float
+
+
 @dataclass(frozen=True, slots=True)
 class Ran:
     """A batch that was run, and what came of it: ``logits`` (batch, classes)."""
@@ -55,6 +64,13 @@ class Ran:
     logits: Array
     began_s: float
     run_s: float
+
+
+def answer_to(job: Job, ran: Ran, top: Top, logits: Array) -> Answer:
+    """The answer to ``job``, one of ``ran``, whose row of logits is ``logits``."""
+    queue_s = max(0.0, ran.began_s - job.received_s - job.decode_s)
+    kept = logits if isinstance(job.asked, TensorAsked) else None
+    return Answer(top, job.decode_s * 1e3, queue_s * 1e3, ran.run_s * 1e3, len(ran.jobs), kept)
 
 
 @dataclass(slots=True)
@@ -84,3 +100,10 @@ def fail(future: "asyncio.Future[Any]", error: AecnnError) -> None:
 def internal_failure(error: AecnnError) -> RequestFailedError:
     """What a device hears of a runner's error."""
     return RequestFailedError(FailureCode.INTERNAL, str(error))
+
+
+def fail_rest(jobs: list[Job], outcomes: Outcomes, exc: Exception, model: str) -> None:
+    """Add to ``outcomes`` the failure of those of ``jobs`` that it has nothing for, because of a defect of ours."""
+    settled = {id(future) for future, _ in (*outcomes.answers, *outcomes.failures)}
+    error = RequestFailedError(FailureCode.INTERNAL, f"{type(exc).__name__} in {model}")
+    outcomes.failures += [(job.future, error) for job in jobs if id(job.future) not in settled]

@@ -10,8 +10,20 @@ from typing import Protocol
 
 from aecnn_deploy.errors import AecnnError, RequestFailedError, RunnerError
 from aecnn_deploy.runtimes.batch_times import BatchTimes, retry_s
-from aecnn_deploy.runtimes.edge_jobs import Answer, Job, Outcomes, Ran, Stage, fail, internal_failure, settle
+from aecnn_deploy.runtimes.edge_jobs import (
+    Job,
+    Outcomes,
+    Ran,
+    Running,
+    Stage,
+    answer_to,
+    fail,
+    fail_rest,
+    internal_failure,
+    settle,
+)
 from aecnn_deploy.runtimes.edge_models import TOP_K, EdgeModel, top_classes
+from aecnn_deploy.runtimes.edge_refusals import cannot_be_met, in_time, overloaded
 from aecnn_deploy.runtimes.fair_queue import FairQueue
 from aecnn_deploy.runtimes.thread_priority import let_others_first
 from aecnn_deploy.wire import FailureCode
@@ -39,7 +51,8 @@ class Lane:
     Requests that wait are taken in turns (``FairQueue``), at most ``batch_size`` at once. The model's thread has a
     helper: while the model runs, it decodes what waits and makes answers of the batch before, so that the model goes
     from batch to batch without a break. Where nothing waits, the model's own thread does both, which spares a change
-    of threads. Threads exist while the model is loaded; the queue outlives them.
+    of threads. A model that runs several batches at once (``EdgeModel.slots``) has a thread for each of them. Threads
+    exist while the model is loaded; the queue outlives them.
     """
 
     def __init__(
@@ -54,8 +67,9 @@ class Lane:
         self._ran: deque[Ran] = deque()  # what the helper makes answers of
         lock = threading.Lock()  # guards all of the above and below
         self._changed, self._help_wanted = threading.Condition(lock), threading.Condition(lock)
-        self._running: list[Job] = []
-        self._batch_began_s, self._idle, self._stop = 0.0, False, False
+        self._was_decoded = threading.Condition(lock)
+        self._running: list[Running] = []  # in the order in which they began
+        self._idle, self._stop = 0, False  # threads that wait for work; whether all are to end
         self._loop: asyncio.AbstractEventLoop | None = None
         self._threads: list[threading.Thread] = []
 
@@ -88,7 +102,8 @@ class Lane:
             if self._idle and not self._batch_wait_s:
                 self._changed.notify()
             else:
-                self._coded.append(job)
+                if job.stage is Stage.CODED:
+                    self._coded.append(job)
                 self._changed.notify()
                 if len(self._coded) == self.batch_size:  # to wake it for each would cost more than it does
                     self._help_wanted.notify()
@@ -125,9 +140,11 @@ class Lane:
         return wait_s, self.times.seconds(together)
 
     def rest_s(self, now_s: float) -> float:
-        """Seconds that the batch which runs will still take."""
-        running = self._running
-        return max(0.0, self._batch_began_s + self.times.seconds(len(running)) - now_s) if running else 0.0
+        """Seconds until the model can take the next batch, which those that run will still take."""
+        running = self._running[:]
+        if len(running) < self.model.slots:
+            return 0.0
+        return max(0.0, min(batch.began_s + self.times.seconds(len(batch.jobs)) for batch in running) - now_s)
 
     def start(self) -> "asyncio.Future[None]":
         """Load the model on a thread of its own; raises what loading raises. Call it in state UNLOADED."""
@@ -181,31 +198,22 @@ class Lane:
             return
         ahead = self._queue.ahead(job.peer, job.stream)
         left_s = job.deadline_s - now_s
-        if not ahead and not self._running:
+        if not ahead and len(self._running) < self.model.slots:
             needed_s = self.times.fastest_s  # not the mean: a slow spell must not shut the door for good
         else:
             size = min(self.batch_size, ahead + 1)
             needed_s = self._wait_s(ahead, now_s) + self.times.seconds(size)
         if needed_s <= left_s:
             return
-        ms = (job.deadline_s - job.received_s) * 1e3
-        if self.times.fastest_s > (job.deadline_s - job.received_s):
-            why, retry = f"{self.model.name} alone takes {self.times.fastest_s * 1e3:.1f} ms", None
-        else:
-            why = f"{ahead} requests are before it on {self.model.name}, it would take {needed_s * 1e3:.0f} ms"
-            retry = retry_s(needed_s - left_s)
-        raise RequestFailedError(FailureCode.DEADLINE, f"its {ms:.0f} ms cannot be met: {why}", retry)
+        allowed_s = job.deadline_s - job.received_s
+        raise cannot_be_met(self.model.name, allowed_s, left_s, ahead, needed_s, self.times.fastest_s)
 
     def _wait_s(self, ahead: int, now_s: float) -> float:
-        return self.times.wait_s(ahead, self.batch_size, self.rest_s(now_s))
+        return self.times.wait_s(ahead, self.batch_size, self.rest_s(now_s), self.model.slots)
 
     def _overloaded(self, now_s: float) -> RequestFailedError:
-        return RequestFailedError(
-            FailureCode.OVERLOADED,
-            f"{len(self._queue)} requests wait for {self.model.name}, the limit is {self._max_queue}; "
-            "try again later, or raise --max-queue",
-            retry_s(self._wait_s(len(self._queue), now_s)),
-        )
+        waiting = len(self._queue)
+        return overloaded(self.model.name, waiting, self._max_queue, self._wait_s(waiting, now_s))
 
     def _work(self, started: "asyncio.Future[None]") -> None:
         error: AecnnError | None = None
@@ -219,10 +227,16 @@ class Lane:
         if error is None:
             self.batch_size = self.times.best_size(self._max_batch)
             self.busy_size = self.times.busy_size(self._max_batch)
+            others = [
+                threading.Thread(target=self._take_turns, name=f"run {self.model.name} {slot}", daemon=True)
+                for slot in range(1, self.model.slots)
+            ]
+            for thread in others:
+                thread.start()
             self._tell(self._loaded, started)
-            while batch := self._next_batch():
-                self._run_batch(batch)
-                del batch  # else the last payloads live until the next batch
+            self._take_turns()
+            for thread in others:
+                thread.join()
         self.model.unload()
         with self._changed:
             self._stop = True  # the helper, too
@@ -230,26 +244,32 @@ class Lane:
         if error is not None:
             self._tell(fail, started, error)
 
+    def _take_turns(self) -> None:
+        while batch := self._next_batch():
+            self._run_batch(batch)
+            del batch  # else the last payloads live until the next batch
+
     def _loaded(self, started: "asyncio.Future[None]") -> None:
         if self.state is LaneState.LOADING:
             self.state = LaneState.LOADED
         if not started.done():
             started.set_result(None)
 
-    def _next_batch(self) -> list[Job]:
+    def _next_batch(self) -> Running | None:
         """Wait for work and take it; nothing when the lane stops."""
         with self._changed:
             while not self._stop:
                 if not self._queue:
-                    self._idle = True
+                    self._idle += 1
                     self._changed.wait()
-                    self._idle = False
+                    self._idle -= 1
                 elif (left_s := self._time_to_fill()) > 0:
                     self._changed.wait(left_s)
-                elif batch := self._take():
-                    self._running, self._batch_began_s = batch, time.perf_counter()
+                elif jobs := self._take():
+                    batch = Running(jobs, time.perf_counter())
+                    self._running.append(batch)
                     return batch
-        return []
+        return None
 
     def _time_to_fill(self) -> float:
         """Seconds that the batch may still wait for more."""
@@ -267,31 +287,19 @@ class Lane:
                 batch.append(job)
         return batch
 
-    def _run_batch(self, batch: list[Job]) -> None:
+    def _run_batch(self, batch: Running) -> None:
         outcomes = Outcomes()
         try:
-            jobs = self._decoded(self._in_time(batch, outcomes), outcomes)
+            jobs = self._decoded(in_time(batch.jobs, outcomes, self.model.name))
             if jobs:
                 self._infer(jobs, outcomes)
         except Exception as exc:  # a defect of ours: these requests fail, the lane goes on
-            self._fail_rest(batch, outcomes, exc)
+            fail_rest(batch.jobs, outcomes, exc, self.model.name)
         with self._changed:
-            self._running = []
+            self._running.remove(batch)
         self._tell(self._settle, outcomes)
 
-    def _in_time(self, batch: list[Job], outcomes: Outcomes) -> list[Job]:
-        now_s, jobs = time.perf_counter(), []
-        for job in batch:
-            if job.deadline_s is None or job.deadline_s > now_s:
-                jobs.append(job)
-                continue
-            ms = (job.deadline_s - job.received_s) * 1e3
-            why = f"its {ms:.0f} ms had passed when {self.model.name} had its turn"
-            late_s = retry_s(now_s - job.deadline_s)
-            outcomes.failures.append((job.future, RequestFailedError(FailureCode.DEADLINE, why, late_s)))
-        return jobs
-
-    def _decoded(self, batch: list[Job], outcomes: Outcomes) -> list[Job]:
+    def _decoded(self, batch: list[Job]) -> list[Job]:
         """Those of ``batch`` that decode: here, unless the other thread has done it or is at it."""
         mine = []
         with self._changed:
@@ -303,7 +311,7 @@ class Lane:
             self._decode(job)
         with self._changed:
             while any(job.stage is Stage.DECODING for job in batch):
-                self._changed.wait()
+                self._was_decoded.wait()
         return [job for job in batch if job.stage is Stage.DECODED]
 
     def _infer(self, jobs: list[Job], outcomes: Outcomes) -> None:
@@ -314,9 +322,9 @@ class Lane:
             outcomes.failures += [(job.future, internal_failure(exc)) for job in jobs]
             return
         run_s = time.perf_counter() - began_s
-        self.times.ran(len(jobs), run_s)
         ran = Ran(jobs, logits, began_s, run_s)
         with self._changed:
+            self.times.ran(len(jobs), run_s)
             if len(self._queue) >= self.batch_size and not self._stop:  # else an answer is sooner made here
                 self._ran.append(ran)
                 self._help_wanted.notify()
@@ -324,15 +332,13 @@ class Lane:
         self._answer(ran, outcomes)
 
     def _answer(self, ran: Ran, outcomes: Outcomes) -> None:
-        for job, top in zip(ran.jobs, top_classes(ran.logits, TOP_K), strict=True):
+        for job, top, logits in zip(ran.jobs, top_classes(ran.logits, TOP_K), ran.logits, strict=True):
             if isinstance(top, RunnerError):
                 outcomes.failures.append((job.future, internal_failure(top)))
                 continue
             assert job.item is not None
             self.model.answered(job.asked, job.item)
-            queue_s = max(0.0, ran.began_s - job.received_s - job.decode_s)
-            answer = Answer(top, job.decode_s * 1e3, queue_s * 1e3, ran.run_s * 1e3, len(ran.jobs))
-            outcomes.answers.append((job.future, answer))
+            outcomes.answers.append((job.future, answer_to(job, ran, top, logits)))
         outcomes.ran = ran
 
     def _help(self) -> None:
@@ -353,7 +359,7 @@ class Lane:
             else:
                 self._decode(job)
                 with self._changed:
-                    self._changed.notify()
+                    self._was_decoded.notify_all()
                 del job
             del ran
 
@@ -362,13 +368,8 @@ class Lane:
         try:
             self._answer(ran, outcomes)
         except Exception as exc:  # a defect of ours: these requests fail, the lane goes on
-            self._fail_rest(ran.jobs, outcomes, exc)
+            fail_rest(ran.jobs, outcomes, exc, self.model.name)
         self._tell(self._settle, outcomes)
-
-    def _fail_rest(self, jobs: list[Job], outcomes: Outcomes, exc: Exception) -> None:
-        settled = {id(future) for future, _ in (*outcomes.answers, *outcomes.failures)}
-        error = RequestFailedError(FailureCode.INTERNAL, f"{type(exc).__name__} in {self.model.name}")
-        outcomes.failures += [(job.future, error) for job in jobs if id(job.future) not in settled]
 
     def _settle(self, outcomes: Outcomes) -> None:
         settle(outcomes)

@@ -22,7 +22,7 @@ from aecnn_deploy.errors import (
 )
 from aecnn_deploy.runtimes.base import Array, Runner
 from aecnn_deploy.runtimes.batch_times import BatchTimes
-from aecnn_deploy.runtimes.edge_runners import RunnerOptions, activate_tail, make_onnxruntime
+from aecnn_deploy.runtimes.edge_runners import RunnerOptions, activate_full, activate_tail
 from aecnn_deploy.runtimes.frames import read_frame
 from aecnn_deploy.runtimes.plane_memory import KeptPlanes, plane_dictionary
 from aecnn_deploy.wire import FailureCode, InferReceived
@@ -44,11 +44,24 @@ class PlanesAsked:
     kept: KeptPlanes | None
 
 
+@dataclass(frozen=True, slots=True)
+class TensorAsked:
+    """One item of a model's batch that came as it is, and whose answer keeps the logits. ``item`` has been checked."""
+
+    item: Array
+
+
+Asked = PlanesAsked | TensorAsked | bytes  # bytes: an image file
+
+
 class EdgeModel(ABC):
-    """One model file with what it takes to feed it. ``load``, ``run`` and ``unload`` belong to one thread."""
+    """One model file with what it takes to feed it. ``load`` and ``unload`` belong to one thread.
+
+    ``run`` may be called on ``slots`` threads at once between them.
+    """
 
     name: str
-    target = ""  # of the manifest, once it is loaded
+    target = ""  # of the manifest, once it is loaded; or where it runs
 
     def __init__(self) -> None:
         self._runner: Runner | None = None
@@ -57,6 +70,11 @@ class EdgeModel(ABC):
     def runner_name(self) -> str:
         """The runner's name while the model is loaded, else nothing."""
         return self._runner.name if self._runner else ""
+
+    @property
+    def slots(self) -> int:
+        """How many batches may run at once; known while the model is loaded."""
+        return self._runner.concurrency if self._runner else 1
 
     @property
     @abstractmethod
@@ -83,7 +101,7 @@ class EdgeModel(ABC):
         self._runner = runner
 
     @abstractmethod
-    def decode(self, asked: PlanesAsked | bytes) -> Array:
+    def decode(self, asked: Asked) -> Array:
         """One item of the model's batch. Called on any thread. Raises RequestFailedError."""
 
     def run(self, items: list[Array]) -> Array:
@@ -92,7 +110,7 @@ class EdgeModel(ABC):
         return self._runner.infer(items[0][np.newaxis] if len(items) == 1 else np.stack(items))
 
     @abstractmethod
-    def answered(self, asked: PlanesAsked | bytes, item: Array) -> None:
+    def answered(self, asked: Asked, item: Array) -> None:
         """``asked`` is about to be answered by the result for ``item``."""
 
     def unload(self) -> None:
@@ -119,7 +137,9 @@ class TailModel(EdgeModel):
     def file_bytes(self) -> int:
         return self._bundle.manifest.files[self.variant.tails[ONNXRUNTIME]].bytes
 
-    def decode(self, asked: PlanesAsked | bytes) -> Array:
+    def decode(self, asked: Asked) -> Array:
+        if isinstance(asked, TensorAsked):
+            return asked.item
         assert isinstance(asked, PlanesAsked)
         request, kept = asked.request, asked.kept
         try:
@@ -133,9 +153,8 @@ class TailModel(EdgeModel):
         except CodecError as exc:
             raise RequestFailedError(FailureCode.BAD_PAYLOAD, str(exc)) from None
 
-    def answered(self, asked: PlanesAsked | bytes, item: Array) -> None:
-        assert isinstance(asked, PlanesAsked)
-        if asked.kept is not None:
+    def answered(self, asked: Asked, item: Array) -> None:
+        if isinstance(asked, PlanesAsked) and asked.kept is not None:
             asked.kept.keep(asked.request.request_id, item)
 
     def _decoder(self) -> PlaneDecoder:
@@ -173,7 +192,9 @@ class FullModel(EdgeModel):
     def file_bytes(self) -> int:
         return self._bundle.manifest.files[self._bundle.manifest.full].bytes
 
-    def decode(self, asked: PlanesAsked | bytes) -> Array:
+    def decode(self, asked: Asked) -> Array:
+        if isinstance(asked, TensorAsked):
+            return asked.item
         assert isinstance(asked, bytes)
         try:
             return read_frame(asked, self._bundle.manifest.input, name="the body")
@@ -182,13 +203,14 @@ class FullModel(EdgeModel):
         except AecnnError as exc:
             raise RequestFailedError(FailureCode.INTERNAL, str(exc)) from None
 
-    def answered(self, asked: PlanesAsked | bytes, item: Array) -> None:
+    def answered(self, asked: Asked, item: Array) -> None:
         """Nothing is kept of an image."""
 
     def _activate(self) -> Runner:
         _check_unchanged(self._bundle, self._bundle.manifest.full)
-        self.target = ONNXRUNTIME
-        return make_onnxruntime(self._bundle.file(self._bundle.manifest.full), self._options).activate()
+        full = activate_full(self._bundle, self._options)
+        self.target = full.target
+        return full.runner
 
 
 def batch_sizes(most: int) -> list[int]:

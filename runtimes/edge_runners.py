@@ -47,12 +47,24 @@ class EngineSource(Protocol):
         """End a build that goes on. Called from any thread."""
 
 
+class RemoteTails(Protocol):
+    """Runs an edge's models somewhere else: on a Triton server, on a Ray cluster."""
+
+    target: str  # what stands where a local model has the manifest's target
+
+    def runner(self, bundle: Bundle, variant: VariantSpec | None) -> Runner | None:
+        """A runner for the variant's tail, or for the unsplit model, not active yet; None: it runs on this machine.
+
+        ``activate`` raises an AecnnError where the far side lacks the model or has another one.
+        """
+
+
 @dataclass(frozen=True, slots=True)
 class RunnerOptions:
     """How runners are made. ``threads`` 0 takes every core; it and ``spinning`` are ONNX Runtime's.
 
     ``precision`` is that of engines; None prefers fp16, then int8. ``engines``: where those come from that the bundle
-    lacks; None: nowhere.
+    lacks; None: nowhere. ``remote`` comes before everything on this machine.
     """
 
     name: str = AUTO
@@ -60,6 +72,7 @@ class RunnerOptions:
     spinning: bool = False
     precision: str | None = None
     engines: EngineSource | None = None
+    remote: RemoteTails | None = None
 
     def __post_init__(self) -> None:
         if self.name != AUTO and self.name not in RUNNERS:
@@ -70,11 +83,13 @@ class RunnerOptions:
             raise SettingsError(f"no engine is of {self.precision!r}; choose one of {', '.join(ENGINE_SOURCES)}")
         if self.precision is not None and self.name == ONNXRUNTIME:
             raise SettingsError(f"a precision goes with engines, not with the runner {ONNXRUNTIME}")
+        if self.remote is not None and (self.name != AUTO or self.precision is not None):
+            raise SettingsError(f"tails that run on {self.remote.target} take neither a runner nor a precision of here")
 
 
 @dataclass(frozen=True, slots=True)
 class ActiveTail:
-    """A tail that is loaded, and the manifest's target that it came from."""
+    """A tail, or the unsplit model, that is loaded, and the manifest's target that it came from."""
 
     runner: Runner
     target: str
@@ -86,6 +101,9 @@ def activate_tail(bundle: Bundle, variant: VariantSpec, options: RunnerOptions) 
     An engine of the bundle comes before one that is built. Raises an AecnnError: the runner that was named cannot run
     it here; the message says why.
     """
+    remote = _remote(bundle, variant, options)
+    if remote is not None:
+        return remote
     if options.name == ONNXRUNTIME:
         return _onnxruntime(bundle, variant, options)
     if options.name != AUTO:
@@ -104,6 +122,14 @@ def activate_tail(bundle: Bundle, variant: VariantSpec, options: RunnerOptions) 
     return _onnxruntime(bundle, variant, options)
 
 
+def activate_full(bundle: Bundle, options: RunnerOptions) -> ActiveTail:
+    """Load the unsplit model. Call it on the thread that will run it. Raises an AecnnError: it cannot be loaded."""
+    remote = _remote(bundle, None, options)
+    if remote is not None:
+        return remote
+    return ActiveTail(make_onnxruntime(bundle.file(bundle.manifest.full), options).activate(), ONNXRUNTIME)
+
+
 def make_onnxruntime(path: Path, options: RunnerOptions, variant: str | None = None) -> Runner:
     """A runner for an ONNX file; of ``variant`` and no other, where it says."""
     return _make(ONNXRUNTIME, path, threads=options.threads, spinning=options.spinning, variant=variant)
@@ -117,6 +143,13 @@ def engine_runner(bundle: Bundle, spec: EngineSpec) -> Runner:
 def engine_of(path: Path, spec: EngineSpec) -> Runner:
     """A runner for the engine at ``path``, not active yet."""
     return _make(spec.product, path, spec)
+
+
+def _remote(bundle: Bundle, variant: VariantSpec | None, options: RunnerOptions) -> ActiveTail | None:
+    if options.remote is None:
+        return None
+    runner = options.remote.runner(bundle, variant)
+    return None if runner is None else ActiveTail(runner.activate(), options.remote.target)
 
 
 def _onnxruntime(bundle: Bundle, variant: VariantSpec, options: RunnerOptions) -> ActiveTail:

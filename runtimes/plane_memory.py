@@ -1,5 +1,6 @@
 """What a half remembers of a stream's planes, and what a bundle says of coding them."""
 
+import threading
 from collections import OrderedDict
 
 from aecnn_deploy.bundle.manifest import VariantSpec
@@ -17,6 +18,7 @@ class KeptPlanes:
     def __init__(self, most: int) -> None:
         self._most = most
         self._planes: OrderedDict[int, Planes] = OrderedDict()
+        self._lock = threading.Lock()  # batches that run at once end on threads of their own
 
     def get(self, request_id: int) -> Planes | None:
         """The planes of that request, if it was answered and is among the newest."""
@@ -24,10 +26,11 @@ class KeptPlanes:
 
     def keep(self, request_id: int, planes: Planes) -> None:
         """``request_id`` is being answered by a RESULT."""
-        self._planes.pop(request_id, None)
-        self._planes[request_id] = planes
-        if len(self._planes) > self._most:
-            self._planes.popitem(last=False)
+        with self._lock:
+            self._planes.pop(request_id, None)
+            self._planes[request_id] = planes
+            if len(self._planes) > self._most:
+                self._planes.popitem(last=False)
 
 
 def plane_dictionary(bundle: Bundle, variant: VariantSpec) -> PlaneDictionary | None:

@@ -15,9 +15,9 @@ from aecnn_deploy.codec import PlaneEncoder
 from aecnn_deploy.errors import RequestFailedError, RunnerError
 from aecnn_deploy.runtimes.base import Array, Runner
 from aecnn_deploy.runtimes.batch_times import BatchTimes
-from aecnn_deploy.runtimes.edge_jobs import Answer, Job
+from aecnn_deploy.runtimes.edge_jobs import Answer, Job, Stage
 from aecnn_deploy.runtimes.edge_lane import Lane, LaneState
-from aecnn_deploy.runtimes.edge_models import EdgeModel, PlanesAsked, TailModel
+from aecnn_deploy.runtimes.edge_models import Asked, EdgeModel, PlanesAsked, TailModel, TensorAsked
 from aecnn_deploy.runtimes.edge_runners import RunnerOptions
 from aecnn_deploy.wire import InferReceived
 from tests.bundles import TinyVariant, make_bundle
@@ -31,16 +31,20 @@ class Echo(EdgeModel):
     name = "echo"
     file_bytes = 1
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, slots: int = 1) -> None:
         super().__init__()
-        self._random = random.Random(seed)
+        self._random, self._slots = random.Random(seed), slots
         self.batches: list[int] = []
         self.told: Counter[int] = Counter()
+
+    @property
+    def slots(self) -> int:
+        return self._slots
 
     def load(self, times: BatchTimes, max_batch: int) -> None:
         times.ran(1, 1e-4)
 
-    def decode(self, asked: PlanesAsked | bytes) -> Array:
+    def decode(self, asked: Asked) -> Array:
         assert isinstance(asked, bytes)
         number = int(asked)
         if number % 17 == 3:
@@ -64,7 +68,7 @@ class Echo(EdgeModel):
             row[int(item)] = np.nan if int(item) % 17 == 7 else 0.0
         return logits
 
-    def answered(self, asked: PlanesAsked | bytes, item: Array) -> None:
+    def answered(self, asked: Asked, item: Array) -> None:
         self.told[int(item)] += 1
 
     def _activate(self) -> Runner:
@@ -82,6 +86,10 @@ def lane_of(model: EdgeModel, max_queue: int = 10_000) -> Lane:
 
 def job(number: int, peer: int = 0, deadline_s: float | None = None) -> Job:
     future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+    if number % 4 == 1:  # it came decoded
+        item = np.array(number)
+        asked = TensorAsked(item)
+        return Job(asked, peer, number % 3, time.perf_counter(), deadline_s, future, Stage.DECODED, item)
     return Job(str(number).encode(), peer, number % 3, time.perf_counter(), deadline_s, future)
 
 
@@ -91,9 +99,9 @@ async def ended(lane: Lane) -> None:
     assert lane.state is LaneState.UNLOADED
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_every_request_has_one_outcome_whatever_fails_leaves_or_is_evicted(seed: int) -> None:
-    model, outcomes = Echo(seed), Counter[str]()
+@pytest.mark.parametrize(("seed", "slots"), [(0, 1), (1, 1), (2, 1), (3, 1), (4, 3), (5, 3), (6, 8)])
+def test_every_request_has_one_outcome_whatever_fails_leaves_or_is_evicted(seed: int, slots: int) -> None:
+    model, outcomes = Echo(seed, slots), Counter[str]()
 
     async def ask(lane: Lane, number: int, rng: random.Random) -> None:
         deadline_s = time.perf_counter() + rng.choice((0.0001, 0.01, 1.0)) if rng.random() < 0.3 else None
@@ -111,6 +119,8 @@ def test_every_request_has_one_outcome_whatever_fails_leaves_or_is_evicted(seed:
         else:
             outcomes["answered"] += 1
             assert answer.top[0] == (number, 1.0)
+            assert (answer.logits is not None) == isinstance(request.asked, TensorAsked)
+            assert answer.logits is None or answer.logits.argmax() == number
             assert 1 <= answer.batch <= MAX_BATCH
 
     async def all_of_them() -> None:
@@ -158,6 +168,48 @@ def test_what_waits_fails_by_name_when_the_model_cannot_be_loaded() -> None:
         await ended(lane)
 
     asyncio.run(main())
+
+
+def test_a_model_of_several_slots_runs_as_many_batches_at_once_and_a_deadline_counts_on_the_free_ones() -> None:
+    class Meeting(Echo):
+        def __init__(self, together: int) -> None:
+            super().__init__(0, slots=3)
+            self._meet = threading.Barrier(together)
+            self.threads: set[int] = set()
+
+        def load(self, times: BatchTimes, max_batch: int) -> None:
+            times.ran(1, 0.2)
+            times.ran(MAX_BATCH, 0.2)
+
+        def run(self, items: list[Array]) -> Array:
+            self.threads.add(threading.get_ident())
+            self._meet.wait(30)  # broken, and so a failure, if there are fewer
+            return super().run(items)
+
+    async def main() -> None:
+        model = Meeting(3)
+        lane = lane_of(model)
+        await lane.start()
+        requests = []
+        for number in (60, 61, 62):
+            if len(requests) == 2:  # two run, a third is free: no wait for them
+                assert lane.rest_s(time.perf_counter()) == 0.0
+            requests.append(job(number, deadline_s=time.perf_counter() + 20))
+            lane.submit(requests[-1])
+            while lane.queued:
+                await asyncio.sleep(0.001)
+        assert [(await request.future).top[0][0] for request in requests] == [60, 61, 62]
+        assert len(model.threads) == 3
+        await ended(lane)
+
+    asyncio.run(main())
+
+
+def test_waiting_batches_are_shared_by_the_slots() -> None:
+    times = BatchTimes()
+    times.ran(4, 0.1)
+    assert times.wait_s(16, 4, 0.05) == pytest.approx(0.45)
+    assert times.wait_s(16, 4, 0.05, slots=4) == pytest.approx(0.15)
 
 
 def test_a_lane_that_stops_while_it_loads_frees_what_it_loaded() -> None:
