@@ -243,10 +243,12 @@ class TestAgainstAnEdge:
         (ingress,) = documents(KUBERNETES / "components" / "ingress" / "ingress.yaml")
         (rule,) = ingress["spec"]["rules"]
         paths = {each["path"] for each in rule["http"]["paths"]}
-        assert paths == {"/v1/stream", "/v1/classify", "/readyz"}
+        assert paths == {"/v1/stream", "/v1/classify", "/v2", "/readyz"}
         # A GET of it is refused; without a route it would be 404. What is no WebSocket is no stream, and 404, too.
         assert get(edge, "/v1/classify")[0] == 405
-        assert {each["pathType"] for each in rule["http"]["paths"]} == {"Exact"}
+        assert get(edge, "/v2")[0] == 200
+        kinds = {each["path"]: each["pathType"] for each in rule["http"]["paths"]}
+        assert {path for path, kind in kinds.items() if kind != "Exact"} == {"/v2"}  # with all below it
 
     def test_a_proxy_waits_longer_than_the_edge_keeps_a_silent_stream(self) -> None:
         (ingress,) = documents(KUBERNETES / "components" / "ingress" / "ingress.yaml")

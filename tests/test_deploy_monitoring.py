@@ -1,6 +1,7 @@
 """Dashboard and alerts against what an edge really tells; every query gets a value from a real Prometheus."""
 
 import contextlib
+import http.client
 import json
 import math
 import shutil
@@ -60,8 +61,20 @@ class Busy:
         assert isinstance(self.stream.event(timeout_s=60), FailureReceived)
         assert post(self.edge, self.photo)[0] == 200
         assert post(self.edge, b"no image")[0] == 400
+        frame = self.bundle.manifest.input
+        assert _infer(self.edge, bytes(frame.height * frame.width * 3)) == 200
+        assert _infer(self.edge, b"no frame") == 400
         with Client(self.edge, self.bundle, bundle_id="0" * 64) as stranger:
             stranger.event()
+
+
+def _infer(edge: Edge, frame: bytes) -> int:
+    """The status of asking the unsplit model by the Open Inference Protocol."""
+    connection = http.client.HTTPConnection("127.0.0.1", edge.port, timeout=60)
+    connection.request("POST", "/v2/models/full/infer", frame, {"Inference-Header-Content-Length": "0"})
+    status = connection.getresponse().status
+    connection.close()
+    return status
 
 
 @pytest.fixture(scope="module")
