@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Build the images of edge and device and run them, on a machine without Docker and without a registry.
 #
-#   tools/try_images.sh DIR                 some minutes, 3 GB in DIR
+#   tools/try_images.sh DIR                 about four minutes, 5 GB in DIR
 #
 # The base image is a stand-in: Debian trixie by mmdebstrap under the name of the official Python image, whose Debian
 # and Python minor release are the same. All else is as it is: the Dockerfiles, podman for Docker, runc under it.
