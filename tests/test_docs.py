@@ -16,7 +16,18 @@ from aecnn_deploy.cli.main import app
 from aecnn_deploy.wire import WIRE_VERSION
 
 ROOT = Path(__file__).resolve().parents[1]
-CODE = ("aecnn_deploy", "benchmarks", "calibration", "configs", "exporters", "runtimes", "tests", "tools", "zoo")
+CODE = (
+    "aecnn_deploy",
+    "benchmarks",
+    "calibration",
+    "configs",
+    "deploy",
+    "exporters",
+    "runtimes",
+    "tests",
+    "tools",
+    "zoo",
+)
 DOCS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "zoo").glob("*.md")])
 
 # None of it may stand in a file: where and by whom it was written says nothing to a reader, and registries move.
