@@ -11,7 +11,7 @@ from aecnn_deploy.errors import CredentialsError, UpstreamError
 from aecnn_deploy.optional import require
 from aecnn_deploy.runtimes.triton_settings import TritonAddress
 
-NOT_FOUND, UNAVAILABLE, CANCELLED = "not-found", "unavailable", "cancelled"
+NOT_FOUND, UNAVAILABLE, CANCELLED, LATE = "not-found", "unavailable", "cancelled", "deadline-exceeded"
 WRONG_MODEL, BAD_ANSWER = "wrong-model", "bad-answer"  # codes of ours, beside gRPC's
 
 # A server that restarts is away, then cancels, then knows no model yet, or another one.
@@ -122,7 +122,7 @@ class TritonChannel:
             return method(request, timeout=timeout_s)
         except self._grpc.RpcError as exc:
             code = str(exc.code().name).lower().replace("_", "-")
-            why = f"no answer within {timeout_s:g} s" if code == "deadline-exceeded" else _words(exc.details())
+            why = f"no answer within {timeout_s:g} s" if code == LATE else _words(exc.details())
             raise self.error(code, f"{why} ({code})") from None
         except ValueError as exc:  # closed meanwhile
             raise self.error(CANCELLED, _words(str(exc))) from None

@@ -17,6 +17,7 @@ from aecnn_deploy.runtimes.base import Array, Runner
 from aecnn_deploy.runtimes.triton_channel import (
     BAD_ANSWER,
     CANCELLED,
+    LATE,
     NOT_FOUND,
     UNAVAILABLE,
     WRONG_MODEL,
@@ -33,7 +34,7 @@ logger = logging.getLogger("aecnn_deploy.edge")
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.05, 1.0  # between attempts
 _ASK_S = 2.0  # for one question about the model
 _RETRY_AFTER_S = 2.0  # what is said when the server is away
-_NEW_TO_US = frozenset({UNAVAILABLE, CANCELLED, NOT_FOUND})  # what may pass while an edge starts
+_NOT_YET = frozenset({UNAVAILABLE, CANCELLED, NOT_FOUND, LATE})  # what may pass while an edge starts
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +98,7 @@ class TritonRunner(Runner):
                 face = self._compare()
             except UpstreamError as exc:
                 left_s = end_s - time.monotonic()
-                if exc.code not in _NEW_TO_US or left_s <= 0 or self._closing.is_set():
+                if exc.code not in _NOT_YET or left_s <= 0 or self._closing.is_set():
                     raise RunnerError(f"{self.needs.variant} cannot run upstream: {exc}{_remedy(exc)}") from None
                 if not told:
                     logger.warning("waiting for %s, %.0f s at most: %s", self.needs.name, left_s, exc)
