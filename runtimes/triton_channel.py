@@ -133,9 +133,11 @@ def _faces(tensors: Any) -> tuple[TensorFace, ...]:
 
 
 def _words(text: str | None) -> str:
-    """What a server says, as one line that is not too long."""
+    """What a server says, as one line that is not too long; of a traceback the end tells most."""
     line = " ".join("".join(char if char.isprintable() else " " for char in text or "").split())
-    return line[:_MAX_WORDS] or "it gives no reason"
+    if len(line) > _MAX_WORDS:
+        line = f"{line[: _MAX_WORDS // 3]} … {line[-2 * _MAX_WORDS // 3 :]}"
+    return line or "it gives no reason"
 
 
 def _roots(ca: Path | None) -> bytes | None:

@@ -14,7 +14,7 @@ import pytest
 from aecnn_deploy.bundle.reader import Bundle, open_bundle
 from aecnn_deploy.runtimes.edge_models import TOP_K, top_classes
 from aecnn_deploy.runtimes.onnxruntime_runner import OnnxRuntimeRunner
-from aecnn_deploy.wire import FailedReceived, ResultReceived
+from aecnn_deploy.wire import FailureReceived, ResultReceived
 from tests.bundles import COMMAND, Edge, command, environment, make_bundle, make_photos, serving
 from tests.edge_client import Client, get, metric, planes_of, post
 from tests.inference_server import Array, free_port, inference_server, models_of
@@ -111,7 +111,7 @@ def test_an_image_whose_logits_are_not_finite_fails_alone(bundle: Bundle) -> Non
             events = {event.request_id: event for event in (client.event(PATIENT_S), client.event(PATIENT_S))}
         assert isinstance(events[good], ResultReceived)
         failed = events[bad]
-        assert isinstance(failed, FailedReceived)
+        assert isinstance(failed, FailureReceived)
         assert (failed.failed.code, "not finite" in failed.failed.reason) == ("internal", True)
 
 
@@ -126,7 +126,7 @@ def test_without_its_server_an_edge_says_not_now_is_not_ready_and_recovers_by_it
             client.event()
             client.ask(spec, 0, planes_of(spec))
             failed = client.event(PATIENT_S)
-            assert isinstance(failed, FailedReceived)
+            assert isinstance(failed, FailureReceived)
             assert failed.failed.code == "overloaded"
             assert failed.failed.retry_after_s is not None
             assert "unavailable" in failed.failed.reason
@@ -193,10 +193,7 @@ def test_an_edge_that_waits_for_its_server_ends_at_once_when_asked(bundle: Bundl
 @pytest.mark.parametrize(
     ("options", "status", "why"),
     [
-        (("--upstream", "http://gpu:8000"), 2, "HTTP port is not used"),
         (("--upstream", "triton://gpu", "--runner", "onnxruntime"), 2, "neither a runner nor a precision"),
-        (("--upstream-parallel", "2"), 2, "go with --upstream URL"),
-        (("--upstream", "tritons://gpu", "--upstream-ca", "none.pem"), 1, "cannot read --upstream-ca none.pem"),
         (("--upstream", "triton://127.0.0.1:1", "--upstream-wait-s", "0"), 1, "is the server running there"),
     ],
 )
