@@ -49,7 +49,7 @@ test-arm64: $(STAMP) ## the device half on an arm64 Python: AECNN_ARM64_PYTHON, 
 test-triton: $(STAMP) ## tails on a real Triton server: AECNN_TRITON_PYTHON, else an environment that is made, a minute
 	python="$${AECNN_TRITON_PYTHON:-}"; \
 	[ -n "$$python" ] || python="$$(tools/triton_python.sh build/triton)" || exit 1; \
-	AECNN_TRITON_PYTHON="$$python" $(BIN)/python -m pytest -m triton
+	AECNN_TRITON_PYTHON="$$python" $(BIN)/python -m pytest -m triton tests/test_*triton*.py
 
 soak: $(STAMP) ## an edge and 32 devices under load and faults, 10 minutes (or SOAK_SECONDS=60)
 	$(BIN)/python -m pytest -o faulthandler_timeout=0 -m soak tests/test_soak.py

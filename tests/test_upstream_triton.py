@@ -19,6 +19,8 @@ import pytest
 
 from aecnn_deploy.bundle.reader import Bundle, open_bundle
 from aecnn_deploy.errors import RunnerError, UpstreamError
+from aecnn_deploy.exporters.triton_repository import write_repository
+from aecnn_deploy.exporters.triton_settings import TritonSettings
 from aecnn_deploy.runtimes.device_client import DeviceSettings, run_device
 from aecnn_deploy.runtimes.onnxruntime_runner import OnnxRuntimeRunner
 from aecnn_deploy.runtimes.triton_runner import TritonRunner
@@ -29,6 +31,7 @@ from tests.bundles import make_bundle, make_photos, run_directly, serving
 from tests.edge_client import Client, get, metric, planes_of, post
 from tests.inference_server import free_port
 from tests.triton_server.process import PYTHON, TritonProcess, served
+from tests.triton_servers import install, triton
 
 pytestmark = [
     pytest.mark.triton,
@@ -158,6 +161,27 @@ def test_a_real_server_refuses_what_is_not_the_bundles(
     assert sum("does not say which bundle" in record.message for record in caplog.records) == 1
     with pytest.raises(UpstreamError, match="no memory left for it"):
         broken.infer(planes_of(bundle.manifest.variants[0])[None])
+
+
+def test_a_repository_that_is_written_for_triton_is_what_an_edge_asks_for(
+    bundle: Bundle, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_repository(bundle, tmp_path / "models", TritonSettings(max_batch=4, threads=1))
+    port = free_port()
+    options = ("--allow-grpc=true", "--grpc-address=127.0.0.1", f"--grpc-port={port}", "--exit-timeout-secs=1")
+    with triton(install(tmp_path), tmp_path / "models", tmp_path / "log", *options):
+        tails = TritonTails(UpstreamSettings(f"triton://127.0.0.1:{port}"))
+        try:
+            spec = bundle.manifest.variants[0]
+            batch = np.stack([planes_of(spec, seed) for seed in range(6)])
+            with OnnxRuntimeRunner(bundle.file(spec.tails["onnxruntime"]), threads=1) as local:
+                assert np.array_equal(first_runner(tails, bundle).activate().infer(batch), local.infer(batch))
+            full = tails.runner(bundle, None)
+            assert full is not None
+            full.activate()
+        finally:
+            tails.close()
+    assert not [record.message for record in caplog.records if record.name.startswith("aecnn_deploy")]
 
 
 def test_a_server_that_is_killed_and_started_again_under_load_costs_no_request(
