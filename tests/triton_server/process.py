@@ -3,7 +3,6 @@
 import contextlib
 import json
 import os
-import selectors
 import shutil
 import signal
 import subprocess
@@ -48,7 +47,8 @@ class TritonProcess:
     def __init__(self, folder: Path, port: int, http_port: int, models: dict[str, Served], max_batch: int = 8) -> None:
         self.url, self.log, self.models = f"triton://127.0.0.1:{port}", folder / "batches.log", models
         self._folder, self._port, self._http_port, self._max_batch = folder, port, http_port, max_batch
-        self._process: subprocess.Popen[str] | None = None
+        self._ready, self._output = folder / "ready", folder / "server.log"
+        self._process: subprocess.Popen[bytes] | None = None
         self._workspace = ""
 
     def start(self) -> None:
@@ -66,35 +66,29 @@ class TritonProcess:
             "http_port": self._http_port,
             "workspace": f"{self._workspace}/w",  # which it makes itself
             "log": str(self.log),
+            "ready": str(self._ready),
             "max_batch": self._max_batch,
             "models": {name: asdict(model) for name, model in self.models.items()},
         }
         path = self._folder / "plan.json"
         path.write_text(json.dumps(plan))
-        with (self._folder / "server.log").open("a") as errors:
+        self._ready.unlink(missing_ok=True)
+        with self._output.open("ab") as output:
             self._process = subprocess.Popen(
                 [PYTHON, str(Path(__file__).with_name("serve.py")), str(path)],
-                stdout=subprocess.PIPE,
-                stderr=errors,
-                text=True,
+                stdout=output,
+                stderr=subprocess.STDOUT,
                 env={key: value for key, value in os.environ.items() if key != "PYTHONWARNINGS"},
             )
 
     def wait(self) -> None:
         """Until every model is loaded."""
         assert self._process is not None
-        assert self._process.stdout is not None
-        with selectors.DefaultSelector() as selector:
-            selector.register(self._process.stdout, selectors.EVENT_READ)
-            end = time.monotonic() + _START_S
-            while time.monotonic() < end:
-                if selector.select(timeout=1.0):
-                    line = self._process.stdout.readline()
-                    if line == "serving\n":
-                        return
-                    if not line:
-                        break
-        raise AssertionError((self._folder / "server.log").read_text()[-3000:])
+        end = time.monotonic() + _START_S
+        while not self._ready.exists():
+            if self._process.poll() is not None or time.monotonic() > end:
+                raise AssertionError(f"the server is not ready: {self._output.read_text()[-3000:]}")
+            time.sleep(0.05)
 
     def kill(self) -> None:
         """SIGKILL to it and all that it started; what that leaves behind is removed."""
@@ -106,8 +100,6 @@ class TritonProcess:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         self._process.wait()
-        assert self._process.stdout is not None
-        self._process.stdout.close()
         self._process = None
         for path in left:
             path.unlink(missing_ok=True)
