@@ -154,9 +154,13 @@ class TritonRunner(Runner):
     def _compare_once(self) -> None:
         """Before the first batch after an outage: who answers now may be another server."""
         with self._comparing:  # one of the threads asks, the others then find that the outage is over
-            if self.outage.lost:
+            if not self.outage.lost:
+                return
+            try:
                 self._compare()
-                self._succeeded()
+            except UpstreamError as exc:  # whatever it is: a server that starts says many things, and the batch waits
+                raise UpstreamError(exc.code, str(exc), passing=True) from None
+            self._succeeded()
 
     def _request(self, piece: Array) -> Any:
         messages = self._channel.messages
@@ -186,7 +190,7 @@ class TritonRunner(Runner):
     def _failed(self, error: UpstreamError) -> float:
         """Seconds since the server was lost."""
         began, gone_s = self.outage.failed(str(error))
-        if began:
+        if began and not self._closing.is_set():
             logger.warning("%s is away: %s", self.needs.name, error)
         return gone_s
 

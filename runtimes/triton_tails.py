@@ -2,6 +2,7 @@
 
 import logging
 import threading
+import time
 import weakref
 
 from aecnn_deploy.bundle.manifest import VariantSpec
@@ -16,7 +17,7 @@ logger = logging.getLogger("aecnn_deploy.edge")
 
 _PROBE_S = 1.0  # between two looks at the models in use
 _ASK_S = 2.0
-_PROMPT_S = 2.0  # that a model gets which is asked for when another one has been there
+_PROMPT_S = 2.0  # that a model gets when the wait for the server is over
 
 
 class TritonTails:
@@ -32,6 +33,7 @@ class TritonTails:
         self._upstream = Upstream(
             settings, TritonChannel(settings.address, settings.ca), self.metrics, threading.Event(), self._used
         )
+        self._begun_s = time.monotonic()
         self._lock = threading.Lock()  # guards what follows
         self._runners: weakref.WeakSet[TritonRunner] = weakref.WeakSet()
         self._watch: threading.Thread | None = None
@@ -47,9 +49,8 @@ class TritonTails:
             logger.info("%s has no model %s: whole images run on this machine", self.target, name)
             return None
         runner = TritonRunner(needs_of(bundle, variant, name), self._upstream)
-        with self._lock:
-            if self._watch is not None:
-                runner.patient_s = min(runner.patient_s, _PROMPT_S)
+        # A server may load one model after the other; later, one that is not there does not come by itself.
+        runner.patient_s = max(self._begun_s + runner.patient_s - time.monotonic(), min(runner.patient_s, _PROMPT_S))
         return runner
 
     def away(self) -> str | None:

@@ -32,6 +32,7 @@ class Model:
     max_batch: int = 8
     parameters: dict[str, str] = field(default_factory=dict)
     ready: bool = True
+    config_fails: list[grpc.StatusCode] = field(default_factory=list)  # the next questions for its configuration
     batches: list[int] = field(default_factory=list)  # sizes of those that came
 
 
@@ -81,6 +82,8 @@ class Service(service_pb2_grpc.GRPCInferenceServiceServicer):
 
     def ModelConfig(self, request: Any, context: Any) -> Any:  # noqa: N802
         model = self._model(request.name, context)
+        if model.config_fails:
+            context.abort(model.config_fails.pop(), "not now")
         answer = messages.ModelConfigResponse()
         answer.config.max_batch_size = model.max_batch
         for key, value in model.parameters.items():

@@ -405,6 +405,28 @@ def test_what_a_restarting_server_says_is_asked_again(bundle: Bundle, code: grpc
         assert counted(tails, "aecnn_upstream_retries_total", variant=runner.needs.variant) == 2
 
 
+def test_a_server_that_comes_back_may_stammer(bundle: Bundle) -> None:
+    batch = batch_of(bundle.manifest.variants[0], 1)
+    with first_model(bundle) as (model, _, runner):
+        model.config_fails = [grpc.StatusCode.INTERNAL, grpc.StatusCode.DEADLINE_EXCEEDED]
+        runner.outage.failed("as if it had been lost")
+        assert np.array_equal(runner.infer(batch), locally(bundle, batch))
+        assert model.config_fails == []
+
+
+def test_models_that_a_server_loads_one_after_the_other_are_all_waited_for(bundle: Bundle) -> None:
+    models = models_of(bundle)
+    late = models.pop(bundle.manifest.variants[1].id)
+    with inference_server(models) as url, tails_of(url) as tails, ThreadPoolExecutor(1) as pool:
+        first_runner(tails, bundle).activate()
+        second = tails.runner(bundle, bundle.manifest.variants[1])
+        assert second is not None
+        arriving = pool.submit(second.activate)
+        time.sleep(2.5)  # more than a model gets that is asked for late
+        models[bundle.manifest.variants[1].id] = late
+        arriving.result(PATIENT_S)
+
+
 def test_a_server_that_restarts_under_load_costs_no_batch(bundle: Bundle) -> None:
     port = free_port()
     spec = bundle.manifest.variants[0]

@@ -96,9 +96,10 @@ class TritonProcess:
             return
         family = _family(self._process.pid)
         left = {path for pid in family for path in _shared_memory(pid)}
-        for pid in family:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        for number in (signal.SIGSTOP, signal.SIGKILL):  # all at the same time, as when a machine goes
+            for pid in family:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, number)
         self._process.wait()
         self._process = None
         for path in left:
