@@ -66,7 +66,7 @@ class TritonChannel:
     def __init__(self, address: TritonAddress, ca: Path | None = None) -> None:
         os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what it has to say comes with the calls' errors
         client = require("tritonclient.grpc", why=f"the upstream {address}")
-        self._grpc = grpc = require("grpc", why=f"the upstream {address}", extra="triton")
+        self._grpc = grpc = require("grpc", why=f"the upstream {address}")
         self.messages: Any = client.service_pb2
         self.address = address
         if address.tls:
