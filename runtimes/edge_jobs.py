@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
-from aecnn_deploy.errors import AecnnError, RequestFailedError
+from aecnn_deploy.errors import AecnnError, RequestFailedError, RunnerAwayError
 from aecnn_deploy.runtimes.base import Array
 from aecnn_deploy.runtimes.edge_models import Asked, TensorAsked, Top
 from aecnn_deploy.wire import FailureCode
@@ -99,6 +99,8 @@ def fail(future: "asyncio.Future[Any]", error: AecnnError) -> None:
 
 def internal_failure(error: AecnnError) -> RequestFailedError:
     """What a device hears of a runner's error."""
+    if isinstance(error, RunnerAwayError):  # not now: it may ask again
+        return RequestFailedError(FailureCode.OVERLOADED, str(error), error.retry_after_s)
     return RequestFailedError(FailureCode.INTERNAL, str(error))
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from aecnn_deploy import __version__
 from aecnn_deploy.optional import require
+from aecnn_deploy.runtimes.edge_remote import Collector
 from aecnn_deploy.runtimes.edge_view import OK, STAGES, TOTAL, EdgeState
 from aecnn_deploy.wire import WIRE_VERSION
 
@@ -58,6 +59,10 @@ class EdgeMetrics:
                 self._child("stage_seconds", path, stage)
         for outcome in (OK, "failed"):
             self._child("reloads", outcome)
+
+    def add(self, collector: Collector) -> None:
+        """More families, from somebody else's collector."""
+        self.registry.register(collector)
 
     def received(self, path: str, size_bytes: int) -> None:
         """Bytes of a request came, whatever becomes of it."""

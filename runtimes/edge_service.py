@@ -16,8 +16,9 @@ from aecnn_deploy.runtimes.edge_lane import Lane, LaneState
 from aecnn_deploy.runtimes.edge_models import Asked, PlanesAsked, TensorAsked
 from aecnn_deploy.runtimes.edge_observer import EdgeObserver
 from aecnn_deploy.runtimes.edge_pool import ModelPool
+from aecnn_deploy.runtimes.edge_remote import WatchedRemote
 from aecnn_deploy.runtimes.edge_settings import EdgeSettings
-from aecnn_deploy.runtimes.edge_view import EdgeState, VariantState
+from aecnn_deploy.runtimes.edge_view import EdgeState, StateName, VariantState
 from aecnn_deploy.runtimes.plane_memory import KeptPlanes
 from aecnn_deploy.wire import FailureCode, InferReceived, Result
 
@@ -54,6 +55,10 @@ class EdgeService:
         self.ready, self.draining = False, False
         self.streams: set[DrainableStream] = set()
         self.observer = EdgeObserver(self.look)
+        remote: object = settings.runner.remote
+        self.remote: WatchedRemote | None = remote if isinstance(remote, WatchedRemote) else None
+        if self.remote is not None:
+            self.observer.metrics.add(self.remote.metrics)
         self.pool = ModelPool(settings.memory_limit_bytes, self.observer)
         self.current = Generation(bundle, settings, self.observer)
         self.previous: Generation | None = None
@@ -72,11 +77,20 @@ class EdgeService:
                 return generation
         return None
 
+    @property
+    def state(self) -> StateName:
+        """What ``/readyz`` says; requests are taken in ``ready`` and, since it may end at once, in ``away``."""
+        if self.draining:
+            return "draining"
+        if not self.ready:
+            return "loading"
+        return "away" if self.remote is not None and self.remote.away() is not None else "ready"
+
     def look(self) -> EdgeState:
         """The edge as those who watch it see it now."""
         current = self.current
         return EdgeState(
-            state="draining" if self.draining else "ready" if self.ready else "loading",
+            state=self.state,
             bundle_id=self.bundle.id,
             runner=current.runner_name,
             in_flight=self.in_flight,
@@ -95,7 +109,9 @@ class EdgeService:
         self.ready = True
 
     def cancel_loading(self) -> None:
-        """End the build of an engine, which would go on for minutes. Does nothing where none is built."""
+        """End the build of an engine, which would go on for minutes, or the wait for who runs the models elsewhere."""
+        if self.remote is not None:
+            self.remote.close()
         if self.settings.runner.engines is not None:
             self.settings.runner.engines.cancel()
 
@@ -300,6 +316,8 @@ class EdgeService:
     def close(self, timeout_s: float) -> bool:
         """Free the models and end their threads, waiting at most ``timeout_s`` for all; whether all have ended."""
         self.observer.close()
+        if self.remote is not None:
+            self.remote.close()
         generations = [generation for generation in (self.current, self.previous) if generation is not None]
         lanes = {lane for generation in generations for lane in generation.lanes} | set(self.pool.loaded)
         for lane in lanes:

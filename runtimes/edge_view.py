@@ -15,6 +15,8 @@ OTHER, TOTAL = "other", "total"
 
 OK = "ok"
 
+StateName = Literal["loading", "ready", "away", "draining"]  # away: so are those who run its models elsewhere
+
 
 @dataclass(frozen=True, slots=True)
 class VariantState:
@@ -30,7 +32,7 @@ class VariantState:
 class EdgeState:
     """An edge at one moment. ``streams``: open WebSockets, those included that said no HELLO yet."""
 
-    state: Literal["loading", "ready", "draining"]
+    state: StateName
     bundle_id: str
     runner: str
     in_flight: int

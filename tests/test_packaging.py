@@ -142,6 +142,7 @@ class TestWheel:
 class TestExtras:
     def test_every_optional_module_is_named_with_an_extra_that_installs_it(self) -> None:
         own_name = {
+            "grpc": "grpcio",
             "jpeg_ls": "pyjpegls",
             "opentelemetry": "opentelemetry-sdk",
             "skimage": "scikit-image",

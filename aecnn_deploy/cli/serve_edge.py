@@ -26,6 +26,16 @@ from aecnn_deploy.cli.guard_options import (
     UnreadOption,
     guard_settings,
 )
+from aecnn_deploy.cli.upstream_options import (
+    UpstreamCaOption,
+    UpstreamOption,
+    UpstreamParallelOption,
+    UpstreamPrefixOption,
+    UpstreamRetryOption,
+    UpstreamTimeoutOption,
+    UpstreamWaitOption,
+    upstream_tails,
+)
 
 EXAMPLE = "Example: aecnn-deploy serve-edge bundle --host 0.0.0.0 --port 8765"
 
@@ -36,6 +46,7 @@ def register(app: typer.Typer) -> None:
 
 
 def serve_edge(
+    context: typer.Context,
     bundle: BundleArgument,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for every interface.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one and says which.")] = 8765,
@@ -89,6 +100,13 @@ def serve_edge(
     handshake_s: HandshakeOption = 10.0,
     message_s: MessageOption = 30.0,
     unread_s: UnreadOption = 10.0,
+    upstream: UpstreamOption = None,
+    upstream_ca: UpstreamCaOption = None,
+    upstream_prefix: UpstreamPrefixOption = None,
+    upstream_parallel: UpstreamParallelOption = None,
+    upstream_timeout: UpstreamTimeoutOption = None,
+    upstream_retry: UpstreamRetryOption = None,
+    upstream_wait: UpstreamWaitOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Say that it is ready as one JSON line on stdout.")] = False,
 ) -> None:
     """Serve a bundle's tails to devices, and its unsplit model to anyone who posts an image.
@@ -119,10 +137,15 @@ def serve_edge(
             else:
                 say(text)
 
+    upstream_seconds = (upstream_timeout, upstream_retry, upstream_wait)
+    remote = upstream_tails(
+        upstream, upstream_ca, upstream_prefix, upstream_parallel, upstream_seconds, ray=context.params.get("ray")
+    )
+    engines = EdgeEngines() if build and remote is None else None
     settings = EdgeSettings(
         host=host,
         port=port,
-        runner=RunnerOptions(runner, threads, spinning, precision, EdgeEngines() if build else None),
+        runner=RunnerOptions(runner, threads, spinning, precision, engines, remote),
         preload=preload,
         memory_limit_bytes=None if memory_limit_mb is None else max(0, int(memory_limit_mb * 1e6)),
         max_batch=max_batch,
