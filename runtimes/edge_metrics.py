@@ -2,7 +2,7 @@
 
 import platform
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from aecnn_deploy import __version__
 from aecnn_deploy.optional import require
@@ -12,6 +12,14 @@ from aecnn_deploy.wire import WIRE_VERSION
 _BUCKETS_S = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 _LOAD_BUCKETS_S = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0)  # an engine's build is minutes
 _BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64)
+
+
+@runtime_checkable
+class Collects(Protocol):
+    """What has metrics of its own, beside the edge's: a place where tails run."""
+
+    def collect(self) -> Iterator[Any]:
+        """The families as they are now."""
 
 
 class EdgeMetrics:
@@ -90,6 +98,11 @@ class EdgeMetrics:
     def connection_refused(self, reason: str) -> None:
         """Somebody was not let in; ``reason`` is a code of ours."""
         self._child("refused_connections", reason).inc()
+
+    def add(self, source: object) -> None:
+        """Show the metrics of ``source``, too, if it has any."""
+        if isinstance(source, Collects):
+            self.registry.register(source)
 
     def page(self) -> tuple[bytes, str]:
         """The page and its content type."""

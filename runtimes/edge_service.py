@@ -53,6 +53,7 @@ class EdgeService:
         self.ready, self.draining = False, False
         self.streams: set[DrainableStream] = set()
         self.observer = EdgeObserver(self.look)
+        self.observer.metrics.add(settings.runner.remote)
         self.pool = ModelPool(settings.memory_limit_bytes, self.observer)
         self.current = Generation(bundle, settings, self.observer)
         self.previous: Generation | None = None

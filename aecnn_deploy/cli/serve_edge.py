@@ -3,6 +3,7 @@
 import logging
 import os
 import sys
+from dataclasses import replace
 from typing import Annotated
 
 import msgspec
@@ -25,6 +26,14 @@ from aecnn_deploy.cli.guard_options import (
     TokenFileOption,
     UnreadOption,
     guard_settings,
+)
+from aecnn_deploy.cli.ray_options import (
+    RayCpusOption,
+    RayGpusOption,
+    RayOption,
+    RayReplicasOption,
+    RayStartOption,
+    ray_tails,
 )
 
 EXAMPLE = "Example: aecnn-deploy serve-edge bundle --host 0.0.0.0 --port 8765"
@@ -88,6 +97,11 @@ def serve_edge(
     handshake_s: HandshakeOption = 10.0,
     message_s: MessageOption = 30.0,
     unread_s: UnreadOption = 10.0,
+    ray: RayOption = None,
+    ray_replicas: RayReplicasOption = "1",
+    ray_cpus: RayCpusOption = 1.0,
+    ray_gpus: RayGpusOption = 0.0,
+    ray_start_s: RayStartOption = 60.0,
     as_json: Annotated[bool, typer.Option("--json", help="Say that it is ready as one JSON line on stdout.")] = False,
 ) -> None:
     """Serve a bundle's tails to devices, and its unsplit model to anyone who posts an image.
@@ -139,7 +153,21 @@ def serve_edge(
         ),
     )
     configure_logging(LogSettings(log_format, log_requests), sys.stderr)
-    end = serve(open_named(bundle), settings, ready, reopen=lambda: open_named(bundle))
+    served = open_named(bundle)
+    with ray_tails(
+        ray,
+        ray_replicas,
+        (ray_cpus, ray_gpus),
+        ray_start_s,
+        runner=runner,
+        precision=precision,
+        threads=threads,
+        spinning=spinning,
+        build=build,
+    ) as tails:
+        if tails is not None:
+            settings = replace(settings, runner=replace(settings.runner, remote=tails))
+        end = serve(served, settings, ready, reopen=lambda: open_named(bundle))
     status = 130 if end.forced else 0
     if not end.models_idle:
         # A model still runs on its thread. The interpreter's own way out would take ONNX Runtime away under it,
