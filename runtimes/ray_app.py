@@ -183,6 +183,8 @@ class RayApp:
         for node, reply in replies:
             try:
                 check_release(node, self._ray.get(reply, timeout=_PROBE_S), ServeError)
+            except errors.TaskUnschedulableError:
+                continue  # it died a moment ago; replicas start on the others
             except (errors.RayError, errors.GetTimeoutError) as exc:
                 raise ServeError(
                     f"{node_name(node)} cannot run a task: {type(exc).__name__}: {first_line(exc)}; "

@@ -222,7 +222,7 @@ class ReplicaDesk:
 
     def _listen(self, replica: Replica, control: socket.socket) -> None:
         """Hear what the replica has loaded, until the connection ends, which is the replica's end."""
-        logger.info("replica %s on %s is connected", replica.name, replica.node)
+        logger.info("replica %s on %s is connected, process %d", replica.name, replica.node, replica.pid)
         try:
             while True:
                 inventory, _ = receive(control, Inventory)
