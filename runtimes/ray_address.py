@@ -2,6 +2,8 @@
 
 import os
 import socket
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import aecnn_deploy
@@ -36,7 +38,7 @@ def connect(
     if address == LOCAL:
         options |= {"include_dashboard": False, "object_store_memory": store_bytes}
     else:
-        known = os.environ.get("RAY_ADDRESS", AUTO) if address == AUTO else address
+        known = _last_known() if address == AUTO else address
         if known != AUTO:
             _check_answers(known, failed)
     try:
@@ -60,6 +62,17 @@ def check_release(node: dict[str, Any], release: str, failed: type[AecnnError]) 
             f"{node_name(node)} has aecnn-deploy {release}, here is {aecnn_deploy.__version__}; "
             "install the same on both"
         )
+
+
+def _last_known() -> str:
+    """What ``auto`` means: $RAY_ADDRESS, else the cluster that Ray noted here last, which may be long gone."""
+    if given := os.environ.get("RAY_ADDRESS"):
+        return given
+    with suppress(OSError):
+        noted = Path(os.environ.get("RAY_TMPDIR", "/tmp"), "ray", "ray_current_cluster").read_text().strip()
+        if noted:
+            return noted
+    return AUTO
 
 
 def _check_answers(address: str, failed: type[AecnnError]) -> None:

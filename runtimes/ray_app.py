@@ -27,9 +27,9 @@ _CALL_S = 30.0  # of anything that Ray is asked
 _PROBE_S = 60.0  # a worker process that starts on a node
 _STORE_BYTES = 256 * 2**20  # of a cluster of our own: the models that its replicas fetch
 _HEALTH_PERIOD_S, _HEALTH_TIMEOUT_S, _LEAVE_S = 2.0, 20.0, 15.0
-_LOOK_BACK_S = 5.0  # over which autoscaling averages
+_LOOK_BACK_S, _METRICS_S = 5.0, 1.0  # over which autoscaling averages what replicas tell so often
 # Serve's own 10 s would be the longest part of scaling up.
-_ENVIRONMENT = {"RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "1", "RAY_SERVE_LOG_TO_STDERR": "0"}
+_ENVIRONMENT = {"RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": str(_METRICS_S), "RAY_SERVE_LOG_TO_STDERR": "0"}
 
 T = TypeVar("T")
 
@@ -98,6 +98,7 @@ class RayApp:
                 "upscale_delay_s": settings.upscale_s,
                 "downscale_delay_s": settings.downscale_s,
                 "look_back_period_s": _LOOK_BACK_S,
+                "metrics_interval_s": _METRICS_S,  # else Serve warns that its own is longer than the look back
                 "policy": {"policy_function": replicas_wanted},
             }
         application = self._serve.deployment(**options)(TailReplica).bind(self._home, settings)

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from aecnn_deploy.cli.main import run
 from aecnn_deploy.errors import RunnerError, SettingsError
 from aecnn_deploy.runtimes.ray_desk import ReplicaDesk
 from aecnn_deploy.runtimes.ray_replica import replicas_wanted
@@ -111,6 +112,19 @@ def test_a_cluster_that_does_not_answer_is_one_line(bundle: Path) -> None:
     assert f"ray start --head --port {port}" in line
 
 
+def test_auto_does_not_wait_for_a_cluster_that_is_gone(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("ray")
+    (tmp_path / "ray").mkdir()
+    (tmp_path / "ray" / "ray_current_cluster").write_text(f"127.0.0.1:{unused_port()}")
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    done = command("serve-edge", str(bundle), "--port", "0", "--ray", "auto")
+    assert done.returncode == 1
+    assert "no Ray cluster answers at 127.0.0.1:" in one_line(done.stderr)
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -123,10 +137,17 @@ def test_a_cluster_that_does_not_answer_is_one_line(bundle: Path) -> None:
         (["--ray", "local", "--precision", "int8"], "--precision int8 is for this machine"),
     ],
 )
-def test_what_makes_no_sense_is_refused(bundle: Path, options: list[str], words: str) -> None:
-    done = command("serve-edge", str(bundle), "--port", "0", *options)
-    assert done.returncode == 2
-    assert words in one_line(done.stderr)
+def test_what_makes_no_sense_is_refused(
+    bundle: Path,
+    options: list[str],
+    words: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # What it would write to is this test's own, and gone after it.
+    monkeypatch.setattr("aecnn_deploy.runtimes.log_lines.configure_logging", lambda *_: None)
+    assert run(["serve-edge", str(bundle), "--port", "0", *options]) == 2
+    assert words in " ".join(capsys.readouterr().err.split())
 
 
 class HandMade:
