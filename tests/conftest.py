@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # What takes longest begins first, minutes before short ones: at the end it would be one process's alone.
 LONGEST = (
     "test_arm64",
+    "test_serve_ray",
     "test_supervised",
     "test_train_cli",
     "test_demo",

@@ -3,6 +3,7 @@
 import logging
 import os
 import sys
+from dataclasses import replace
 from typing import Annotated
 
 import msgspec
@@ -26,6 +27,14 @@ from aecnn_deploy.cli.guard_options import (
     UnreadOption,
     guard_settings,
 )
+from aecnn_deploy.cli.ray_options import (
+    RayCpusOption,
+    RayGpusOption,
+    RayOption,
+    RayReplicasOption,
+    RayStartOption,
+    ray_tails,
+)
 from aecnn_deploy.cli.upstream_options import (
     UpstreamCaOption,
     UpstreamOption,
@@ -46,7 +55,6 @@ def register(app: typer.Typer) -> None:
 
 
 def serve_edge(
-    context: typer.Context,
     bundle: BundleArgument,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for every interface.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one and says which.")] = 8765,
@@ -107,6 +115,11 @@ def serve_edge(
     upstream_timeout: UpstreamTimeoutOption = None,
     upstream_retry: UpstreamRetryOption = None,
     upstream_wait: UpstreamWaitOption = None,
+    ray: RayOption = None,
+    ray_replicas: RayReplicasOption = "1",
+    ray_cpus: RayCpusOption = 1.0,
+    ray_gpus: RayGpusOption = 0.0,
+    ray_start_s: RayStartOption = 60.0,
     as_json: Annotated[bool, typer.Option("--json", help="Say that it is ready as one JSON line on stdout.")] = False,
 ) -> None:
     """Serve a bundle's tails to devices, and its unsplit model to anyone who posts an image.
@@ -138,9 +151,7 @@ def serve_edge(
                 say(text)
 
     upstream_seconds = (upstream_timeout, upstream_retry, upstream_wait)
-    remote = upstream_tails(
-        upstream, upstream_ca, upstream_prefix, upstream_parallel, upstream_seconds, ray=context.params.get("ray")
-    )
+    remote = upstream_tails(upstream, upstream_ca, upstream_prefix, upstream_parallel, upstream_seconds, ray=ray)
     engines = EdgeEngines() if build and remote is None else None
     settings = EdgeSettings(
         host=host,
@@ -164,7 +175,21 @@ def serve_edge(
         ),
     )
     configure_logging(LogSettings(log_format, log_requests), sys.stderr)
-    end = serve(open_named(bundle), settings, ready, reopen=lambda: open_named(bundle))
+    served = open_named(bundle)
+    with ray_tails(
+        ray,
+        ray_replicas,
+        (ray_cpus, ray_gpus),
+        ray_start_s,
+        runner=runner,
+        precision=precision,
+        threads=threads,
+        spinning=spinning,
+        build=build,
+    ) as tails:
+        if tails is not None:
+            settings = replace(settings, runner=replace(settings.runner, remote=tails))
+        end = serve(served, settings, ready, reopen=lambda: open_named(bundle))
     status = 130 if end.forced else 0
     if not end.models_idle:
         # A model still runs on its thread. The interpreter's own way out would take ONNX Runtime away under it,

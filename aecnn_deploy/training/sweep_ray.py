@@ -1,7 +1,5 @@
 """A sweep's tasks on a Ray cluster, whose nodes share the folder that the tasks write to."""
 
-import os
-import socket
 import time
 import uuid
 from contextlib import suppress
@@ -9,18 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import aecnn_deploy
-from aecnn_deploy.errors import SettingsError, TrainingError
+from aecnn_deploy.errors import TrainingError
 from aecnn_deploy.optional import require
+from aecnn_deploy.runtimes.ray_address import check_release, connect, node_name
 from aecnn_deploy.training.sweep import Crew, Execute, attempt
 
 GPU_SHARE = 0.25
 
-_CONNECT_S = 10.0
 _PROBE_S = 60.0
 # A network file system shows a new file late: its clients cache what a folder holds.
 _APPEARS_S = 10.0
 _LOOK_AGAIN_S = 10.0
-_STORE_BYTES = 80 * 2**20  # Ray's smallest is 75 MiB; a task gives back one line of text
 
 
 class RayCrew(Crew):
@@ -38,7 +35,7 @@ class RayCrew(Crew):
         self._tasks: dict[Any, str] = {}
         self._ours = not self._ray.is_initialized()
         if self._ours:
-            _connect(self._ray, address)
+            connect(self._ray, address, TrainingError)
         try:
             gpus = any(node["Resources"].get("GPU", 0) >= GPU_SHARE for node in self._alive())
             self._needs = {"CPU": 1.0, "GPU": GPU_SHARE} if gpus else {"CPU": 1.0}
@@ -93,37 +90,6 @@ class RayCrew(Crew):
             self._ray.shutdown()
 
 
-def _connect(ray: Any, address: str) -> None:
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a sweep here reports to nobody
-    options: dict[str, Any] = {"address": address, "log_to_driver": False, "logging_level": "ERROR"}
-    if address == "local":
-        options |= {"include_dashboard": False, "object_store_memory": _STORE_BYTES}
-    else:
-        known = os.environ.get("RAY_ADDRESS", "auto") if address == "auto" else address
-        if known != "auto":
-            _check_answers(known)
-    try:
-        ray.init(**options)
-    except (OSError, RuntimeError, ValueError) as exc:
-        raise TrainingError(
-            f"cannot use the Ray cluster {address!r}: {' '.join(str(exc).split())}; "
-            "start one with: ray start --head, or give 'local'"
-        ) from exc
-
-
-def _check_answers(address: str) -> None:
-    """Something listens at host:port, which Ray itself would try for minutes before it ends the process."""
-    host, _, port = address.rpartition(":")
-    if not (host and "/" not in host and port.isdecimal() and 0 < int(port) < 2**16):
-        raise SettingsError(f"Ray address {address!r} is none of auto, local and host:port")
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_S).close()
-    except OSError as exc:
-        raise TrainingError(
-            f"no Ray cluster answers at {address}: {exc}; start one there with: ray start --head --port {port}"
-        ) from exc
-
-
 def check_shared(ray: Any, nodes: list[dict[str, Any]], shared: Path) -> None:
     """Whether all nodes see in ``shared`` what is written here, and the other way round.
 
@@ -144,7 +110,7 @@ def check_shared(ray: Any, nodes: list[dict[str, Any]], shared: Path) -> None:
         ]
         replies = [task.remote(str(marker), node["NodeID"]) for task, node in zip(probes, nodes, strict=True)]
         for node, reply in zip(nodes, replies, strict=True):
-            name = f"Ray node {node['NodeManagerHostname']} ({node['NodeManagerAddress']}, {node['NodeID'][:8]})"
+            name = node_name(node)
             try:
                 release, why = ray.get(reply, timeout=_PROBE_S)
             except ray.exceptions.RayError as exc:
@@ -152,10 +118,7 @@ def check_shared(ray: Any, nodes: list[dict[str, Any]], shared: Path) -> None:
                     f"{name} cannot run a task: {type(exc).__name__}: {' '.join(str(exc).split())}; "
                     "is aecnn-deploy installed there?"
                 ) from exc
-            if release != aecnn_deploy.__version__:
-                raise TrainingError(
-                    f"{name} has aecnn-deploy {release}, here is {aecnn_deploy.__version__}; install the same on both"
-                )
+            check_release(node, release, TrainingError)
             if why is None and not _appears(marker, _answer(marker, node["NodeID"])):
                 why = "what it writes does not appear here"
             if why is not None:
