@@ -20,7 +20,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from aecnn_deploy.errors import EdgeUnreachableError, SessionRefusedError, SettingsError, WireError
+from aecnn_deploy.errors import AecnnError, EdgeUnreachableError, SessionRefusedError, SettingsError, WireError
 from benchmarks.peer_clients import Client, ClientError, Target, Work, connect, wire_bytes
 from benchmarks.processes import sleep_until
 
@@ -37,7 +37,7 @@ class Order:
     work: str  # its name
     clients: int
     seconds: float  # measured, after warm_up_s
-    warm_up_s: float = 0.3
+    warm_up_s: float = 0.2
     rate_hz: float | None = None  # of all clients together; None: a closed loop
     seed: int = 0
 
@@ -231,21 +231,23 @@ def verify(target: Target, work: Work) -> None:
     Raises SystemExit: a class is wrong, or a request fails: nothing that such a peer does is worth timing.
     """
     client = connect(target, work)
-    for number, classes in enumerate(work.classes):
-        try:
+    try:
+        for number, classes in enumerate(work.classes):
             try:
                 found = _asked(client, number)
             except OSError:  # a front that has just started may start again: Ray's HAProxy, with the replicas in it
+                client.close()
                 client = connect(target, work)
                 found = _asked(client, number)
-        except (ClientError, OSError, WireError) as exc:
-            raise SystemExit(f"{target.way} on port {target.port} failed request {number}: {exc}") from None
-        if found not in classes:
-            raise SystemExit(
-                f"{target.way} on port {target.port} names class {found} for request {number}, the model run directly "
-                f"names {' or '.join(map(str, classes))}: not measured"
-            )
-    client.close()
+            if found not in classes:
+                raise SystemExit(
+                    f"{target.way} on port {target.port} names class {found} for request {number}, the model run "
+                    f"directly names {' or '.join(map(str, classes))}: not measured"
+                )
+    except (AecnnError, OSError) as exc:
+        raise SystemExit(f"{target.way} on port {target.port} failed request {number}: {exc}") from None
+    finally:
+        client.close()
 
 
 def _asked(client: Client, number: int) -> int:

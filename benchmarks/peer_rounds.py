@@ -45,8 +45,8 @@ class Plan:
     clients: tuple[int, ...] = (16, 8)  # of the closed loops; the first gives the maximum
     connections: int = 32  # of the open loops
     rounds: int = 3
-    closed_s: float = 1.0
-    open_s: float = 1.6
+    closed_s: float = 0.8
+    open_s: float = 1.5
     shares: tuple[float, ...] = (0.5, 0.9)
     max_batch: int = 8
     batch_wait_ms: float = 1.0

