@@ -183,21 +183,33 @@ class Rounds:
         return self._outcome
 
     def _turn(self, server: str, number: int) -> None:
+        """One turn of ``server``; tried once more where its processes fail."""
+        measured = len(self._outcome.figures)
+        for attempt in (1, 2):
+            try:
+                self._serve(server, number)
+            except (PeerMissingError, PeerFailedError) as exc:
+                if attempt == 2 or isinstance(exc, PeerMissingError):
+                    self._lose(server, exc)
+                    return
+                _say(f"{server}: once more: {exc}")
+                del self._outcome.figures[measured:]
+            else:
+                return
+
+    def _serve(self, server: str, number: int) -> None:
         plan = self._plan
         settings = PeerSettings(
             self._bundle, self._variant, free_port(), len(plan.server_cores), plan.max_batch, plan.batch_wait_ms
         )
-        try:
-            with running(PEERS[server], settings, set(plan.server_cores), self._triton_python) as peer:
-                self._outcome.start_s.setdefault(server, []).append(round(peer.started_s, 2))
-                self._verify(server, peer)
-                if number == 0:
-                    self._choose(server, peer)
-                    self._outcome.memory_bytes[server] = peer.memory_bytes()
-                else:
-                    self._measure_all(server, peer, number)
-        except (PeerMissingError, PeerFailedError) as exc:
-            self._lose(server, exc)
+        with running(PEERS[server], settings, set(plan.server_cores), self._triton_python) as peer:
+            self._outcome.start_s.setdefault(server, []).append(round(peer.started_s, 2))
+            self._verify(server, peer)
+            if number == 0:
+                self._choose(server, peer)
+                self._outcome.memory_bytes[server] = peer.memory_bytes()
+            else:
+                self._measure_all(server, peer, number)
 
     def _lose(self, server: str, exc: AecnnError) -> None:
         self._outcome.missing[server] = str(exc)

