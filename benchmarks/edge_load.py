@@ -31,6 +31,7 @@ import msgspec
 import numpy as np
 
 from aecnn_deploy.errors import SettingsError
+from aecnn_deploy.runtimes.tls import device_context
 from benchmarks.processes import Worker, cpu_s, sleep_until, working
 from benchmarks.stream_client import Outcome, StreamClient
 from benchmarks.traffic import ZOO, Traffic, default_data, make_traffic, named_bundle, photograph_frames, planes_of
@@ -55,6 +56,7 @@ class LoadSettings:
     arrivals: Literal["poisson", "paced"] = "poisson"
     generators: int = 1  # processes
     token: str | None = None
+    ca: str | None = None  # PEM file, for a wss:// edge; window 1 only
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -67,6 +69,8 @@ class LoadSettings:
             )
         if self.rate_hz is not None and self.rate_hz <= 0:
             raise SettingsError(f"rate_hz is {self.rate_hz}, expected a positive number of requests a second")
+        if self.ca is not None and (self.window > 1 or self.rate_hz is not None):
+            raise SettingsError(f"window is {self.window}; with TLS give window 1, and no rate_hz")
 
 
 @dataclass(slots=True)
@@ -148,7 +152,10 @@ class Generator:
 
     def __init__(self, settings: LoadSettings, traffic: Traffic) -> None:
         self._settings, self._traffic = settings, traffic
-        self._clients = [StreamClient(settings.url, traffic, token=settings.token) for _ in range(settings.devices)]
+        tls = device_context(Path(settings.ca), None, None) if settings.ca is not None else None
+        self._clients = [
+            StreamClient(settings.url, traffic, token=settings.token, tls=tls) for _ in range(settings.devices)
+        ]
         self._window = [
             client.max_in_flight if settings.rate_hz is not None else min(settings.window, client.max_in_flight)
             for client in self._clients

@@ -7,6 +7,7 @@ itself; the edge unmasks them like any other.
 """
 
 import socket
+import ssl
 import struct
 from urllib.parse import urlsplit
 
@@ -58,6 +59,7 @@ class StreamClient:
         token: str | None = None,
         timeout_s: float = 20.0,
         receive_buffer_bytes: int | None = None,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
         self.url = url.rstrip("/") + STREAM_PATH
         self._traffic = traffic
@@ -72,6 +74,8 @@ class StreamClient:
         try:
             self.socket.connect((parts.hostname, parts.port))
             self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if tls is not None:  # what a record holds comes at once: have one request in flight, not more
+                self.socket = tls.wrap_socket(self.socket, server_hostname=parts.hostname)
             self._shake_hands(token)
             self.welcome = self._greet()
         except OSError as exc:

@@ -1,6 +1,5 @@
 """The edge's routes: health, metrics, whole images by HTTP, split streams by WebSocket. docs/serving.md lists them."""
 
-import asyncio
 import logging
 import math
 import time
@@ -11,7 +10,9 @@ from aecnn_deploy.runtimes.edge_models import BAD_IMAGE
 from aecnn_deploy.runtimes.edge_page import status_routes
 from aecnn_deploy.runtimes.edge_service import TOO_LARGE, TOO_SLOW, Caller, EdgeService
 from aecnn_deploy.runtimes.edge_stream import Stream, caller_of
+from aecnn_deploy.runtimes.edge_upload import upload, upload_place
 from aecnn_deploy.runtimes.edge_view import FULL, Peer
+from aecnn_deploy.runtimes.oip_app import open_inference_routes
 from aecnn_deploy.wire import FailureCode
 
 if TYPE_CHECKING:
@@ -58,7 +59,10 @@ def build_app(service: EdgeService) -> "Starlette":
         peer, caller = service.observer.visitor(host), caller_of(request.scope, host)
         try:
             service.check_open(caller, service.current.full)
-            content = await upload(service, request)
+            with upload_place(service):
+                content = await upload(service, request, service.settings.max_image_bytes, "send a smaller image")
+            if not content:
+                raise RequestFailedError(BAD_IMAGE, "the body is empty; POST an image file's bytes")
             service.observer.received(FULL, len(content))
             return await _classified(service, content, received_s, caller, peer)
         except RequestFailedError as exc:
@@ -77,6 +81,7 @@ def build_app(service: EdgeService) -> "Starlette":
 
     return Starlette(
         routes=[
+            *open_inference_routes(service),
             Route("/healthz", healthz),
             Route("/readyz", readyz),
             Route("/metrics", metrics),
@@ -85,40 +90,6 @@ def build_app(service: EdgeService) -> "Starlette":
             WebSocketRoute(STREAM_PATH, stream),
         ]
     )
-
-
-async def upload(service: EdgeService, request: "Request") -> bytes:
-    """The body, within the settings' limits of size, time and number. Raises RequestFailedError: over one of them."""
-    settings = service.settings
-    if service.uploads >= settings.max_uploads:
-        raise RequestFailedError(FailureCode.OVERLOADED, f"{service.uploads} images are being uploaded, the limit", 1.0)
-    service.uploads += 1
-    try:
-        async with asyncio.timeout(settings.upload_timeout_s):
-            return await read_body(request, settings.max_image_bytes)
-    except TimeoutError:
-        raise RequestFailedError(TOO_SLOW, f"the body took over {settings.upload_timeout_s:g} s to come") from None
-    finally:
-        service.uploads -= 1
-
-
-async def read_body(request: "Request", limit_bytes: int) -> bytes:
-    """The body of ``request``. Raises RequestFailedError: it is empty, or over ``limit_bytes``, told while reading."""
-    declared = request.headers.get("content-length", "0")
-    pieces, size = [], 0
-    if not declared.isdecimal() or int(declared) <= limit_bytes:
-        async for piece in request.stream():
-            size += len(piece)
-            if size > limit_bytes:
-                break
-            pieces.append(piece)
-    else:
-        size = int(declared)
-    if size > limit_bytes:
-        raise RequestFailedError(TOO_LARGE, f"the body is over the limit of {limit_bytes} bytes; send a smaller image")
-    if not size:
-        raise RequestFailedError(BAD_IMAGE, "the body is empty; POST an image file's bytes")
-    return b"".join(pieces)
 
 
 async def _classified(

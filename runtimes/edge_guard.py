@@ -24,8 +24,9 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-_ALWAYS_OPEN = frozenset({"/healthz", "/readyz"})
-_API = "/v1/"
+_ALWAYS_OPEN = frozenset({"/healthz", "/readyz", "/v2/health/live", "/v2/health/ready"})
+_API = ("/v1/", "/v2")
+_OPEN_INFERENCE = "/v2"  # whose errors are a line of text
 _PAGE_METHODS = frozenset({"GET", "HEAD"})
 _RETRY_AFTER_S = 5
 _REALM = 'realm="aecnn-deploy", charset="UTF-8"'
@@ -42,8 +43,9 @@ class _Refusal(Exception):  # noqa: N818 - an answer, not an error of ours
 class Guard:
     """Wraps the edge's application: ``scope["state"]["peer"]`` is a ``Peer`` in all that it lets through.
 
-    Refused requests are answered ``{"error": {"code", "reason"}}`` with 401 (no token of this edge), 403 (a browser's,
-    from another site) or 429 (too many connections); so is the handshake of a WebSocket.
+    Refused requests are answered ``{"error": {"code", "reason"}}``, below ``/v2`` ``{"error": reason}``, with 401 (no
+    token of this edge), 403 (a browser's, from another site) or 429 (too many connections); so is the handshake of a
+    WebSocket.
     """
 
     def __init__(self, app: App, gate: Gate) -> None:
@@ -133,7 +135,10 @@ def _check_site(headers: dict[str, str], is_page: bool) -> None:
 
 
 async def _answer(scope: Scope, send: Send, refusal: _Refusal) -> None:
-    body = msgspec.json.encode({"error": {"code": str(refusal.code), "reason": refusal.text}})
+    told: object = {"code": str(refusal.code), "reason": refusal.text}
+    if scope["path"].startswith(_OPEN_INFERENCE):
+        told = refusal.text
+    body = msgspec.json.encode({"error": told})
     headers = {"content-type": "application/json", "content-length": str(len(body)), "connection": "close"}
     prefix = "websocket.http" if scope["type"] == "websocket" else "http"
     await send(

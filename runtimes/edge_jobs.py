@@ -8,7 +8,7 @@ from typing import Any
 
 from aecnn_deploy.errors import AecnnError, RequestFailedError
 from aecnn_deploy.runtimes.base import Array
-from aecnn_deploy.runtimes.edge_models import PlanesAsked, Top
+from aecnn_deploy.runtimes.edge_models import Asked, TensorAsked, Top
 from aecnn_deploy.wire import FailureCode
 
 
@@ -30,13 +30,14 @@ class Answer:
     queue_ms: float
     run_ms: float  # of the whole batch
     batch: int
+    logits: Array | None = None  # (classes,), float32; of a TensorAsked only
 
 
 @dataclass(slots=True, eq=False)
 class Job:
     """One request on its way through a lane. Times are ``time.perf_counter``'s."""
 
-    asked: PlanesAsked | bytes
+    asked: Asked
     peer: Hashable
     stream: Hashable
     received_s: float
@@ -63,6 +64,13 @@ class Ran:
     logits: Array
     began_s: float
     run_s: float
+
+
+def answer_to(job: Job, ran: Ran, top: Top, logits: Array) -> Answer:
+    """The answer to ``job``, one of ``ran``, whose row of logits is ``logits``."""
+    queue_s = max(0.0, ran.began_s - job.received_s - job.decode_s)
+    kept = logits if isinstance(job.asked, TensorAsked) else None
+    return Answer(top, job.decode_s * 1e3, queue_s * 1e3, ran.run_s * 1e3, len(ran.jobs), kept)
 
 
 @dataclass(slots=True)

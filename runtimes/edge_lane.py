@@ -11,12 +11,12 @@ from typing import Protocol
 from aecnn_deploy.errors import AecnnError, RequestFailedError, RunnerError
 from aecnn_deploy.runtimes.batch_times import BatchTimes, retry_s
 from aecnn_deploy.runtimes.edge_jobs import (
-    Answer,
     Job,
     Outcomes,
     Ran,
     Running,
     Stage,
+    answer_to,
     fail,
     fail_rest,
     internal_failure,
@@ -102,7 +102,8 @@ class Lane:
             if self._idle and not self._batch_wait_s:
                 self._changed.notify()
             else:
-                self._coded.append(job)
+                if job.stage is Stage.CODED:
+                    self._coded.append(job)
                 self._changed.notify()
                 if len(self._coded) == self.batch_size:  # to wake it for each would cost more than it does
                     self._help_wanted.notify()
@@ -331,15 +332,13 @@ class Lane:
         self._answer(ran, outcomes)
 
     def _answer(self, ran: Ran, outcomes: Outcomes) -> None:
-        for job, top in zip(ran.jobs, top_classes(ran.logits, TOP_K), strict=True):
+        for job, top, logits in zip(ran.jobs, top_classes(ran.logits, TOP_K), ran.logits, strict=True):
             if isinstance(top, RunnerError):
                 outcomes.failures.append((job.future, internal_failure(top)))
                 continue
             assert job.item is not None
             self.model.answered(job.asked, job.item)
-            queue_s = max(0.0, ran.began_s - job.received_s - job.decode_s)
-            answer = Answer(top, job.decode_s * 1e3, queue_s * 1e3, ran.run_s * 1e3, len(ran.jobs))
-            outcomes.answers.append((job.future, answer))
+            outcomes.answers.append((job.future, answer_to(job, ran, top, logits)))
         outcomes.ran = ran
 
     def _help(self) -> None:

@@ -28,7 +28,14 @@ class EdgeMetrics:
         self.registry = prometheus.CollectorRegistry()
         self._children: dict[tuple[str, ...], Any] = {}  # (family, *labels) -> its child
         self._families: dict[str, Any] = {}
+        self._ran: dict[str, tuple[int, int]] = {}
         self._counter("requests", "Requests by path and outcome", "path", "outcome")
+        self._counter(
+            "open_inference_requests",
+            "Requests by the Open Inference Protocol",
+            "model",
+            "outcome",
+        )
         self._counter("received_bytes", "Bytes of requests, headers of our own included", "path")
         self._counter("sent_bytes", "Bytes of answers, headers of our own included", "path")
         self._counter("refused_connections", "Streams and connections that were not let in", "reason")
@@ -72,8 +79,18 @@ class EdgeMetrics:
 
     def batch_ran(self, variant: str, size: int, seconds: float) -> None:
         """A model ran once on ``size`` images."""
+        runs, images = self.ran(variant)
+        self._ran[variant] = runs + 1, images + size
         self._child("batch_size", variant).observe(size)
         self._child("batch_seconds", variant).observe(seconds)
+
+    def ran(self, variant: str) -> tuple[int, int]:
+        """How often a model ran, and on how many images together."""
+        return self._ran.get(variant, (0, 0))
+
+    def open_inference(self, model: str, outcome: str) -> None:
+        """One request by the Open Inference Protocol has its answer; ``model`` is one of the bundle's, or nothing."""
+        self._child("open_inference_requests", model, outcome).inc()
 
     def loaded(self, variant: str, seconds: float) -> None:
         """A tail was loaded and warmed."""

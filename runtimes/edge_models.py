@@ -44,6 +44,16 @@ class PlanesAsked:
     kept: KeptPlanes | None
 
 
+@dataclass(frozen=True, slots=True)
+class TensorAsked:
+    """One item of a model's batch that came as it is, and whose answer keeps the logits. ``item`` has been checked."""
+
+    item: Array
+
+
+Asked = PlanesAsked | TensorAsked | bytes  # bytes: an image file
+
+
 class EdgeModel(ABC):
     """One model file with what it takes to feed it. ``load`` and ``unload`` belong to one thread.
 
@@ -91,7 +101,7 @@ class EdgeModel(ABC):
         self._runner = runner
 
     @abstractmethod
-    def decode(self, asked: PlanesAsked | bytes) -> Array:
+    def decode(self, asked: Asked) -> Array:
         """One item of the model's batch. Called on any thread. Raises RequestFailedError."""
 
     def run(self, items: list[Array]) -> Array:
@@ -100,7 +110,7 @@ class EdgeModel(ABC):
         return self._runner.infer(items[0][np.newaxis] if len(items) == 1 else np.stack(items))
 
     @abstractmethod
-    def answered(self, asked: PlanesAsked | bytes, item: Array) -> None:
+    def answered(self, asked: Asked, item: Array) -> None:
         """``asked`` is about to be answered by the result for ``item``."""
 
     def unload(self) -> None:
@@ -127,7 +137,9 @@ class TailModel(EdgeModel):
     def file_bytes(self) -> int:
         return self._bundle.manifest.files[self.variant.tails[ONNXRUNTIME]].bytes
 
-    def decode(self, asked: PlanesAsked | bytes) -> Array:
+    def decode(self, asked: Asked) -> Array:
+        if isinstance(asked, TensorAsked):
+            return asked.item
         assert isinstance(asked, PlanesAsked)
         request, kept = asked.request, asked.kept
         try:
@@ -141,9 +153,8 @@ class TailModel(EdgeModel):
         except CodecError as exc:
             raise RequestFailedError(FailureCode.BAD_PAYLOAD, str(exc)) from None
 
-    def answered(self, asked: PlanesAsked | bytes, item: Array) -> None:
-        assert isinstance(asked, PlanesAsked)
-        if asked.kept is not None:
+    def answered(self, asked: Asked, item: Array) -> None:
+        if isinstance(asked, PlanesAsked) and asked.kept is not None:
             asked.kept.keep(asked.request.request_id, item)
 
     def _decoder(self) -> PlaneDecoder:
@@ -181,7 +192,9 @@ class FullModel(EdgeModel):
     def file_bytes(self) -> int:
         return self._bundle.manifest.files[self._bundle.manifest.full].bytes
 
-    def decode(self, asked: PlanesAsked | bytes) -> Array:
+    def decode(self, asked: Asked) -> Array:
+        if isinstance(asked, TensorAsked):
+            return asked.item
         assert isinstance(asked, bytes)
         try:
             return read_frame(asked, self._bundle.manifest.input, name="the body")
@@ -190,7 +203,7 @@ class FullModel(EdgeModel):
         except AecnnError as exc:
             raise RequestFailedError(FailureCode.INTERNAL, str(exc)) from None
 
-    def answered(self, asked: PlanesAsked | bytes, item: Array) -> None:
+    def answered(self, asked: Asked, item: Array) -> None:
         """Nothing is kept of an image."""
 
     def _activate(self) -> Runner:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 
 from aecnn_deploy.runtimes.edge_metrics import EdgeMetrics
 from aecnn_deploy.runtimes.edge_status import EdgeStatus
-from aecnn_deploy.runtimes.edge_view import FULL, OK, SPLIT, TOTAL, EdgeState, Peer
+from aecnn_deploy.runtimes.edge_view import FULL, OK, TOTAL, EdgeState, Peer
 from aecnn_deploy.runtimes.log_lines import REQUESTS, fields
 from aecnn_deploy.runtimes.tracing import EdgeTracer
 
@@ -142,7 +142,7 @@ class EdgeObserver:
         reason: str,
     ) -> None:
         address = peer.address if peer is not None else ""
-        request = f"{peer.stream}-{request_id}" if peer is not None and path == SPLIT else path
+        request = f"{peer.stream}-{request_id}" if peer is not None and peer.stream else path
         rounded_ms = {stage: round(value, 3) for stage, value in stages_ms.items()}
         times = ", ".join(f"{stage} {value:.1f}" for stage, value in stages_ms.items())
         request_logger.debug(

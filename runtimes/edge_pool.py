@@ -57,6 +57,11 @@ class ModelPool:
         """Estimated memory of all of them."""
         return sum(self._sizes.values())
 
+    def failed_lately(self, lane: Lane) -> AecnnError | None:
+        """Why ``lane`` could not be loaded a moment ago, if so."""
+        failed_s, error = self._failed.get(lane, (-_RETRY_S, None))
+        return error if time.monotonic() - failed_s < _RETRY_S else None
+
     def want(self, lane: Lane) -> None:
         """See to it that ``lane`` is loaded soon; what waits there fails if it cannot be.
 

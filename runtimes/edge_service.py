@@ -3,16 +3,17 @@
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
 from aecnn_deploy.bundle.reader import Bundle
 from aecnn_deploy.errors import AecnnError, RequestFailedError
 from aecnn_deploy.optional import require
+from aecnn_deploy.runtimes.base import Array
 from aecnn_deploy.runtimes.edge_generation import DrainableStream, Generation
-from aecnn_deploy.runtimes.edge_jobs import Answer, Job
+from aecnn_deploy.runtimes.edge_jobs import Answer, Job, Stage
 from aecnn_deploy.runtimes.edge_lane import Lane, LaneState
-from aecnn_deploy.runtimes.edge_models import PlanesAsked
+from aecnn_deploy.runtimes.edge_models import Asked, PlanesAsked, TensorAsked
 from aecnn_deploy.runtimes.edge_observer import EdgeObserver
 from aecnn_deploy.runtimes.edge_pool import ModelPool
 from aecnn_deploy.runtimes.edge_settings import EdgeSettings
@@ -175,8 +176,28 @@ class EdgeService:
         answer = await self._run(self.current.full, content, received_s, None, caller)
         return answer, (time.perf_counter() - received_s) * 1e3
 
-    def check_open(self, caller: Caller, lane: Lane) -> None:
-        """Raises RequestFailedError: the edge takes no request of ``caller`` for ``lane`` now."""
+    async def infer_rows(
+        self, lane: Lane, rows: Sequence[Array], received_s: float, deadline_s: float | None, caller: Caller
+    ) -> list[Answer]:
+        """Run each of ``rows``, items of the lane's model that have been checked; their answers keep the logits.
+
+        They are requests like any others, and run together with them. Raises RequestFailedError: there is no place for
+        all of them, or one was refused or failed; those that still wait are taken back.
+        """
+        if len(rows) > 1:
+            self._check_places(lane, len(rows), caller)
+        futures: list[asyncio.Future[Answer]] = []
+        try:
+            for row in rows:
+                futures.append(self._submit(lane, TensorAsked(row), received_s, deadline_s, caller))
+            return [await futures[0]] if len(futures) == 1 else await asyncio.gather(*futures)
+        finally:
+            for future in futures:
+                future.cancel()  # does nothing to one that is done
+                self._release(caller)
+
+    def check_caller(self, caller: Caller, lane: Lane) -> None:
+        """Raises RequestFailedError: the edge takes nothing of ``caller`` now, however much room there is."""
         settings = self.settings
         if self.draining:
             why = "the edge is shutting down; ask another one"
@@ -188,6 +209,14 @@ class EdgeService:
                 "try again later, or raise --peer-in-flight",
                 lane.retry_after_s(),
             )
+
+    def check_open(self, caller: Caller, lane: Lane) -> None:
+        """Raises RequestFailedError: the edge takes no request of ``caller`` for ``lane`` now.
+
+        Where there is no room, the newest request of somebody who has more is refused to make some.
+        """
+        self.check_caller(caller, lane)
+        settings = self.settings
         if self.in_flight >= settings.max_in_flight and not lane.make_room(caller.peer, caller.stream):
             raise RequestFailedError(
                 FailureCode.OVERLOADED,
@@ -196,23 +225,57 @@ class EdgeService:
                 lane.retry_after_s(),
             )
 
+    def _check_places(self, lane: Lane, count: int, caller: Caller) -> None:
+        """Raises RequestFailedError: there are fewer than ``count`` places.
+
+        One request takes the place of somebody's who has more; several do not: those that they had pushed out would be
+        lost for nothing if there was none for the last one.
+        """
+        settings = self.settings
+        peer_limit, own = settings.guard.limits.in_flight, self._by_account.get(caller.account, 0)
+        for taken, what, limit, option in (
+            (own, "requests of this peer are in flight", peer_limit, "--peer-in-flight"),
+            (self.in_flight, "requests are in flight", settings.max_in_flight, "--max-in-flight"),
+            (lane.queued, f"requests wait for {lane.model.name}", settings.max_queue, "--max-queue"),
+        ):
+            if taken + count > limit:
+                raise RequestFailedError(
+                    FailureCode.OVERLOADED,
+                    f"{taken} {what}, the limit is {limit}: {count} rows find no place; "
+                    f"send fewer, try again later, or raise {option}",
+                    lane.retry_after_s(),
+                )
+
     async def _run(
-        self, lane: Lane, asked: PlanesAsked | bytes, received_s: float, deadline_s: float | None, caller: Caller
+        self, lane: Lane, asked: Asked, received_s: float, deadline_s: float | None, caller: Caller
     ) -> Answer:
+        future = self._submit(lane, asked, received_s, deadline_s, caller)
+        try:
+            return await future
+        finally:
+            self._release(caller)
+
+    def _submit(
+        self, lane: Lane, asked: Asked, received_s: float, deadline_s: float | None, caller: Caller
+    ) -> "asyncio.Future[Answer]":
+        """Queue a request, which is in flight until ``_release``. Raises RequestFailedError: it is not taken."""
         self.check_open(caller, lane)
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         if lane.state is not LaneState.LOADED:
             self.pool.want(lane)
-        lane.submit(Job(asked, caller.peer, caller.stream, received_s, deadline_s, future))
+        job = Job(asked, caller.peer, caller.stream, received_s, deadline_s, future)
+        if isinstance(asked, TensorAsked):  # nothing to decode: it bypasses the lane's helper
+            job.stage, job.item = Stage.DECODED, asked.item
+        lane.submit(job)
         self.in_flight += 1
         self._by_account[caller.account] = self._by_account.get(caller.account, 0) + 1
-        try:
-            return await future
-        finally:
-            self.in_flight -= 1
-            self._by_account[caller.account] -= 1
-            if not self._by_account[caller.account]:
-                del self._by_account[caller.account]
+        return future
+
+    def _release(self, caller: Caller) -> None:
+        self.in_flight -= 1
+        self._by_account[caller.account] -= 1
+        if not self._by_account[caller.account]:
+            del self._by_account[caller.account]
 
     async def drain(self, hurry: Callable[[], bool]) -> int:
         """Take nothing new and finish what is in flight, for ``drain_s`` at most or until ``hurry`` says so.

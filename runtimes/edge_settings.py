@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from aecnn_deploy.errors import SettingsError
 from aecnn_deploy.runtimes.edge_gate import GuardSettings
 from aecnn_deploy.runtimes.edge_runners import RunnerOptions
+from aecnn_deploy.runtimes.oip_limits import OipLimits
 from aecnn_deploy.wire import WireLimits
 
 FIRST, ALL, NONE = "first", "all", "none"  # what is loaded before the edge says that it is ready
@@ -33,6 +34,7 @@ class EdgeSettings:
     previous_s: float = 600.0  # after a reload: how long devices with the bundle before it are still served
     hello_timeout_s: float = 10.0
     limits: WireLimits = field(default_factory=WireLimits)
+    open_inference: OipLimits = field(default_factory=OipLimits)
     guard: GuardSettings = field(default_factory=GuardSettings)
 
     def __post_init__(self) -> None:

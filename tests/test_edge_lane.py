@@ -15,9 +15,9 @@ from aecnn_deploy.codec import PlaneEncoder
 from aecnn_deploy.errors import RequestFailedError, RunnerError
 from aecnn_deploy.runtimes.base import Array, Runner
 from aecnn_deploy.runtimes.batch_times import BatchTimes
-from aecnn_deploy.runtimes.edge_jobs import Answer, Job
+from aecnn_deploy.runtimes.edge_jobs import Answer, Job, Stage
 from aecnn_deploy.runtimes.edge_lane import Lane, LaneState
-from aecnn_deploy.runtimes.edge_models import EdgeModel, PlanesAsked, TailModel
+from aecnn_deploy.runtimes.edge_models import Asked, EdgeModel, PlanesAsked, TailModel, TensorAsked
 from aecnn_deploy.runtimes.edge_runners import RunnerOptions
 from aecnn_deploy.wire import InferReceived
 from tests.bundles import TinyVariant, make_bundle
@@ -44,7 +44,7 @@ class Echo(EdgeModel):
     def load(self, times: BatchTimes, max_batch: int) -> None:
         times.ran(1, 1e-4)
 
-    def decode(self, asked: PlanesAsked | bytes) -> Array:
+    def decode(self, asked: Asked) -> Array:
         assert isinstance(asked, bytes)
         number = int(asked)
         if number % 17 == 3:
@@ -68,7 +68,7 @@ class Echo(EdgeModel):
             row[int(item)] = np.nan if int(item) % 17 == 7 else 0.0
         return logits
 
-    def answered(self, asked: PlanesAsked | bytes, item: Array) -> None:
+    def answered(self, asked: Asked, item: Array) -> None:
         self.told[int(item)] += 1
 
     def _activate(self) -> Runner:
@@ -86,6 +86,10 @@ def lane_of(model: EdgeModel, max_queue: int = 10_000) -> Lane:
 
 def job(number: int, peer: int = 0, deadline_s: float | None = None) -> Job:
     future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+    if number % 4 == 1:  # it came decoded
+        item = np.array(number)
+        asked = TensorAsked(item)
+        return Job(asked, peer, number % 3, time.perf_counter(), deadline_s, future, Stage.DECODED, item)
     return Job(str(number).encode(), peer, number % 3, time.perf_counter(), deadline_s, future)
 
 
@@ -115,6 +119,8 @@ def test_every_request_has_one_outcome_whatever_fails_leaves_or_is_evicted(seed:
         else:
             outcomes["answered"] += 1
             assert answer.top[0] == (number, 1.0)
+            assert (answer.logits is not None) == isinstance(request.asked, TensorAsked)
+            assert answer.logits is None or answer.logits.argmax() == number
             assert 1 <= answer.batch <= MAX_BATCH
 
     async def all_of_them() -> None:

@@ -28,6 +28,7 @@ from aecnn_deploy.runtimes.plane_memory import plane_dictionary
 from aecnn_deploy.runtimes.samples import verify_bundle
 from aecnn_deploy.runtimes.verification import verify_logits, verify_planes
 from tests.small_models import PHOTOGRAPHS, Head, SmallRun, SmallVariant, Tail, export_small, photographs, usual_small
+from tests.triton_models import check_model
 
 VARIANT = "efficientnet_lite0-l5-v4-u8"
 
@@ -66,10 +67,9 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def exported(run_folder: Path) -> tuple[Result, Bundle]:
     """What the command prints, and the bundle that it writes, with engines where TensorRT-RTX is installed."""
     pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
-    out = run_folder.parent / "bundle"
-    result = invoke(
-        run_folder, "--out", out, "--engine", "tensorrt-rtx", "--sm", 75, "--sm", 86, "--batch-max", 4, "--json"
-    )
+    out, models = run_folder.parent / "bundle", run_folder.parent / "models"
+    engines = ["--engine", "tensorrt-rtx", "--sm", 75, "--sm", 86, "--batch-max", 4]
+    result = invoke(run_folder, "--out", out, *engines, "--triton", models, "--json")
     assert result.exception is None, result.exception
     return result, open_bundle(out)
 
@@ -83,6 +83,15 @@ class TestOneRealExport:
         assert {name: entry["bytes"] for name, entry in document["files"].items()} == {
             name: entry.bytes for name, entry in bundle.manifest.files.items()
         }
+
+    def test_the_same_export_writes_a_triton_repository(self, exported: tuple[Result, Bundle]) -> None:
+        result, bundle = exported
+        document = json.loads(result.stdout)["triton"]
+        assert (document["bundle_id"], list(document["models"])) == (bundle.id, [VARIANT, "full"])
+        assert document["models"][VARIANT]["note"] == "its tensorrt-rtx engines stay behind: Triton loads none"
+        for name in (VARIANT, "full"):
+            config = check_model(bundle.path.parent / "models" / name)
+            assert config.parameters["aecnn_bundle_id"].string_value == bundle.id
 
     def test_the_bundle_holds_every_file_under_its_agreed_name(self, exported: tuple[Result, Bundle]) -> None:
         manifest = exported[1].manifest

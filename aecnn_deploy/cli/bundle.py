@@ -1,4 +1,4 @@
-"""``aecnn-deploy bundle show``, ``bundle verify`` and ``bundle engines``."""
+"""``aecnn-deploy bundle show``, ``bundle verify`` and ``bundle engines``; ``bundle triton`` has a module of its own."""
 
 from pathlib import Path
 from textwrap import fill
@@ -8,6 +8,7 @@ import msgspec
 import typer
 
 from aecnn_deploy.bundle.manifest import INT8
+from aecnn_deploy.cli import bundle_triton
 from aecnn_deploy.cli.bundle_argument import BundleArgument, open_named
 from aecnn_deploy.cli.console import print_json
 from aecnn_deploy.cli.engine_options import (
@@ -37,6 +38,7 @@ def register(app: typer.Typer) -> None:
     group.command("show", epilog="Example: aecnn-deploy bundle show bundle --json")(show)
     group.command("engines", epilog="Example: aecnn-deploy bundle engines bundle --sm 75 --out bundle2")(engines)
     group.command("verify", epilog="Example: aecnn-deploy bundle verify bundle.tar.zst")(verify)
+    bundle_triton.register(group)
     app.add_typer(group)
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 import typer
 
+from aecnn_deploy.cli.bundle_triton import echo_repository, repository_document
 from aecnn_deploy.cli.console import print_json
 from aecnn_deploy.cli.engine_options import (
     BatchMaxOption,
@@ -18,7 +19,7 @@ from aecnn_deploy.cli.engine_options import (
     WorkspaceOption,
     engine_request,
 )
-from aecnn_deploy.cli.export_options import frame_size, onnx_options
+from aecnn_deploy.cli.export_options import frame_size, onnx_options, triton_settings
 from aecnn_deploy.cli.photographs import read_frames
 from aecnn_deploy.cli.stages import StageBars
 from aecnn_deploy.cli.verification import echo_legend, echo_row
@@ -80,7 +81,15 @@ def export(
         str, typer.Option(metavar="dynamic|N", help="The ONNX files' batch axis: open, or fixed to N images.")
     ] = "dynamic",
     simplify: Annotated[bool, typer.Option("--simplify", help="Run onnxslim on each ONNX file.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Replace a bundle that stands at --out.")] = False,
+    triton: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Write a Triton model repository of the bundle, too.")
+    ] = None,
+    triton_backend: Annotated[
+        str, typer.Option(help="What runs the tails there: auto, onnxruntime or tensorrt; the rest: 'bundle triton'.")
+    ] = "auto",
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace a bundle that stands at --out, and models in --triton.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Export a training run to a bundle for devices and edges.
@@ -93,11 +102,14 @@ def export(
     onnx, size = onnx_options(opset, ir_version, onnx_batch, simplify=simplify), frame_size(input_size)
     for module in ("torch", "onnx", "onnxscript", "onnxruntime", *(["onnxslim"] if simplify else [])):
         require(module, why="exporting", extra="train")
+    from aecnn_deploy.bundle.reader import open_bundle
     from aecnn_deploy.calibration.plane_coding import MOST_IMAGES
     from aecnn_deploy.exporters.export import export_run
+    from aecnn_deploy.exporters.triton_repository import write_repository
     from aecnn_deploy.models.resized_run import resized_run
     from aecnn_deploy.models.run import load_run
 
+    settings = None if triton is None else triton_settings(triton, out, triton_backend, request, onnx, force=force)
     start_s = time.perf_counter()
     verified: dict[str, Verified] = {}
     trained = load_run(run)
@@ -122,10 +134,16 @@ def export(
             progress=bars,
         )
     seconds = time.perf_counter() - start_s
+    written = None
+    if triton is not None and settings is not None:
+        written = write_repository(open_bundle(out), triton, settings, replace=force)
     if as_json:
-        print_json(_document(manifest, verified, out, seconds))
-    else:
-        _print(manifest, verified, out, seconds)
+        document = _document(manifest, verified, out, seconds)
+        print_json(document | ({"triton": repository_document(written)} if written else {}))
+        return
+    _print(manifest, verified, out, seconds)
+    if written:
+        echo_repository(written)
 
 
 def _document(manifest: "Manifest", verified: "dict[str, Verified]", out: Path, seconds: float) -> dict[str, Any]:
