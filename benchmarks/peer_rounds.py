@@ -164,7 +164,7 @@ class Rounds:
     def run(self) -> Outcome:
         """A first round that finds the maxima and the best front of each server, then the plan's rounds.
 
-        Raises SystemExit: a server answers wrongly. ProcessFailedError: the load generator ended.
+        Raises ProcessFailedError: the load generator ended.
         """
         plan = self._plan
         if "triton" in plan.servers:
@@ -221,7 +221,7 @@ class Rounds:
                 self._clients.send((front.target(peer.port), f"{sent}/{front.body}"))
                 said = self._clients.receive()
                 if said != "right":
-                    raise SystemExit(f"{server}: {said}")
+                    raise PeerFailedError(said)
 
     def _choose(self, server: str, peer: RunningPeer) -> None:
         """Of each kind the front that takes the server least CPU an image, and what it does a second."""

@@ -7,6 +7,7 @@ them (``PR_SET_CHILD_SUBREAPER``), so that whatever descends from it and was not
 import ctypes
 import http.client
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -32,7 +33,8 @@ SPLIT, IMAGE, PLANES = "split", "image", "planes"  # names of what clients send
 
 TRITON_PYTHON = "AECNN_TRITON_PYTHON"
 _TRITON_NEEDS = ("pytriton", "onnxruntime", "zstandard", "jpeg_ls", "msgspec", "PIL")
-_TRITON_PACKAGES = ("zstandard", "pyjpegls", "msgspec", "pillow")  # beside what tools/triton_python.sh installs
+# Beside what tools/triton_python.sh installs; what they need must not replace its numpy.
+_TRITON_PACKAGES = ("zstandard", "pyjpegls", "msgspec", "pillow", "numpy<2")
 
 # Triton's server runs models in a process that loads libpython, which a virtual environment leaves where it was.
 _WITH_LIBPYTHON = """
@@ -52,7 +54,7 @@ class PeerMissingError(AecnnError):
 
 
 class PeerFailedError(AecnnError):
-    """A peer's process ended or did not get ready; the message has its last words."""
+    """A peer's process ended, did not get ready, or answers wrongly; the message says which."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,8 +273,8 @@ def find_triton_python(named: Path | None) -> Path:
     if done.returncode:
         why = (done.stderr.strip().splitlines() or ["it does not start"])[-1]
         raise PeerMissingError(
-            f"{python} cannot run Triton's peer: {why}; {python} -m pip install nvidia-pytriton 'numpy<2' onnxruntime "
-            + " ".join(_TRITON_PACKAGES)
+            f"{python} cannot run Triton's peer: {why}; {python} -m pip install nvidia-pytriton onnxruntime "
+            + shlex.join(_TRITON_PACKAGES)
         )
     subprocess.run([sys.executable, str(ROOT / "tools" / "linktree.py")], check=True)  # our package, by its links
     return python
@@ -286,7 +288,9 @@ def _made_triton_python() -> Path:
     if made.returncode:
         raise PeerMissingError("tools/triton_python.sh failed, see above")
     python = Path(made.stdout.strip().splitlines()[-1])
-    subprocess.run([str(python), "-m", "pip", "install", "--quiet", *_TRITON_PACKAGES], check=True)
+    needed = [str(python), "-P", "-c", "import " + ", ".join(_TRITON_NEEDS)]
+    if subprocess.run(needed, capture_output=True, check=False).returncode:
+        subprocess.run([str(python), "-m", "pip", "install", "--quiet", *_TRITON_PACKAGES], check=False)
     return python
 
 
