@@ -4,6 +4,7 @@ import json
 import os
 import platform
 import subprocess
+from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,11 @@ _LIBRARIES = (
 
 def describe_machine() -> dict[str, Any]:
     """Machine, versions and commit, as keys of a result document."""
-    return {"machine": _machine(), "versions": _versions(), "commit": _commit()}
+    return {
+        "machine": _machine(),
+        "versions": {"python": platform.python_version(), **package_versions(_LIBRARIES)},
+        "commit": _commit(),
+    }
 
 
 def write_result(path: Path, document: dict[str, Any]) -> None:
@@ -44,9 +49,10 @@ def _machine() -> dict[str, Any]:
     return {"cpu": cpu, "cores": os.cpu_count(), "system": f"{platform.system()} {platform.machine()}"}
 
 
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for name in _LIBRARIES:
+def package_versions(names: Iterable[str]) -> dict[str, str]:
+    """The versions of those of ``names`` that are installed."""
+    found = {}
+    for name in names:
         try:
             found[name] = version(name)
         except PackageNotFoundError:

@@ -3,6 +3,7 @@
 import os
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -89,7 +90,12 @@ def make_traffic(bundle: Bundle, variant: str, planes: Bytes, *, coder: str = "z
         for each in planes:
             logits = tail.infer(each[np.newaxis])[0]
             encoded = encoder.encode(each)
-            best = np.flatnonzero(logits >= logits.max() - _TIE * np.abs(logits).max())
-            requests.append(Planned(encoded.coder_id, encoded.payload, encoded.raw_bytes, best.tolist()))
+            requests.append(Planned(encoded.coder_id, encoded.payload, encoded.raw_bytes, classes_of(logits)))
     names = [each.id for each in bundle.manifest.variants]
     return Traffic(bundle.id, names, names.index(spec.id), requests)
+
+
+def classes_of(logits: "np.ndarray[Any, Any]") -> list[int]:
+    """The best class of ``logits`` (classes,), with those that tie with it."""
+    best: list[int] = np.flatnonzero(logits >= logits.max() - _TIE * np.abs(logits).max()).tolist()
+    return best
