@@ -85,7 +85,7 @@ def _end(mark: str) -> None:
         time.sleep(0.1)
 
 
-@pytest.mark.slow
+@pytest.mark.ray
 def test_no_request_is_lost_when_a_replica_dies_the_bundle_changes_and_a_node_dies(tmp_path: Path) -> None:
     pytest.importorskip("ray")
     seen = run_apart("tests.ray_drive", str(tmp_path))

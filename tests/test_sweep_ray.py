@@ -57,7 +57,7 @@ def cluster() -> Iterator[str]:
             nodes.shutdown()
 
 
-@pytest.mark.slow
+@pytest.mark.ray
 def test_both_nodes_work_and_a_failed_task_is_told_and_tried_again_alone(cluster: str, tmp_path: Path) -> None:
     told = Told()
     tasks = [
@@ -86,7 +86,7 @@ def test_both_nodes_work_and_a_failed_task_is_told_and_tried_again_alone(cluster
     assert not ray.is_initialized()
 
 
-@pytest.mark.slow
+@pytest.mark.ray
 def test_a_node_that_does_not_see_the_runs_folder_is_named(
     cluster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
