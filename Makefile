@@ -14,7 +14,7 @@ PYTHON ?= $(shell for name in python3.11 python3 python; do \
 	"$$name" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo "$$name" && break; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-gpu test-ray test-arm64 test-triton soak check fmt lint types arch bench bench-link wheel-check clean
+.PHONY: help setup demo test test-fast test-gpu test-bench test-ray test-arm64 test-triton soak check fmt lint types arch bench bench-link wheel-check clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -32,14 +32,17 @@ $(STAMP): pyproject.toml
 demo: $(STAMP) ## serve and run the bundle of the zoo on sample photographs, some seconds
 	$(BIN)/aecnn-deploy demo
 
-test: $(STAMP) ## all tests (with AECNN_DATA=FOLDER also those on real photographs)
+test: $(STAMP) ## all tests but for the targets below (with AECNN_DATA=FOLDER also those on real photographs)
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 2
 
 test-fast: $(STAMP) ## the tests that are neither slow nor need photographs or a GPU
-	$(BIN)/python -m pytest -m 'not slow and not data and not gpu and not arm64 and not triton and not soak and not ray'
+	$(BIN)/python -m pytest -m 'not slow and not data and not gpu and not arm64 and not triton and not soak and not ray and not bench'
 
 test-gpu: $(STAMP) ## the tests on an NVIDIA GPU (install the extra tensorrt or cuda first)
 	$(BIN)/python -m pytest -m gpu
+
+test-bench: $(STAMP) ## the benchmarks themselves: reduced runs, with real edges, devices, peers and LoadGen
+	$(BIN)/python -m pytest -m bench -n 2 --dist loadfile --max-worker-restart 2
 
 test-ray: $(STAMP) ## tails and sweeps on a real Ray cluster of two nodes, on this machine
 	$(BIN)/python -m pytest -m ray

@@ -9,6 +9,8 @@ import pytest
 from benchmarks import edge_load, edge_overhead_p99, edge_throughput, pipeline_rate
 from tests.bundles import make_bundle, make_photos, serving
 
+pytestmark = pytest.mark.bench
+
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:

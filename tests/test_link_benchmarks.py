@@ -29,6 +29,8 @@ from benchmarks.namespaces import Link, linked, why_not
 from benchmarks.processes import working
 from tests.bundles import VARIANTS, make_bundle, make_photos
 
+pytestmark = pytest.mark.bench
+
 FIRST = VARIANTS[0].id
 SPLIT = Arm(FIRST, "raw")
 

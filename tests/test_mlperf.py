@@ -27,6 +27,8 @@ from benchmarks.mlperf.table import table
 from benchmarks.processes import working
 from tests.bundles import LABELS, Edge, environment, make_bundle, make_photos, serving
 
+pytestmark = pytest.mark.bench
+
 ROOT = Path(__file__).resolve().parents[1]
 
 SERVER_SUMMARY = """\

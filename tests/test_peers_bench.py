@@ -241,6 +241,8 @@ def test_our_own_edge_is_asked_its_two_ways(edge: Edge, works: Works, way: str, 
 def test_a_peer_that_leaves_daemons_is_measured_and_ended_whole(bundle: Bundle) -> None:
     script = """
 import http.server, os, sys, time
+
+pytestmark = pytest.mark.bench
 if os.fork() == 0:  # a daemon of its own session, whose parent has left it
     os.setsid()
     if os.fork():

@@ -21,6 +21,8 @@ from benchmarks.scaling_settings import FleetSettings, LinkClass, parse_links, r
 from benchmarks.scaling_storm import StormSettings, moved, run_storm
 from tests.scaling_inputs import INPUTS
 
+pytestmark = pytest.mark.bench
+
 ANY = 10**9
 SMALL = FleetSettings(devices=200, seconds=2.0, gpu_images_per_s=1_000.0)
 

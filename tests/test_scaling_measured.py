@@ -26,6 +26,8 @@ from tests.bundles import TinyVariant, make_bundle
 from tests.certificates import Authority
 from tests.scaling_inputs import INPUTS
 
+pytestmark = pytest.mark.bench
+
 ANY = 10**9
 
 
