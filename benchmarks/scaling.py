@@ -37,8 +37,11 @@ FIGURE = Path(__file__).parents[1] / "docs" / "figures" / "scaling.png"
 COMMAND = ".venv/bin/python -m benchmarks.scaling"
 
 # How far the simulation may be off, as shares of what was measured: the rate, and the median of the edge's total.
-# A 99th percentile of some seconds is mostly the machine's, and is stated without a bound.
-BOUNDS = {"images_per_s": 0.05, "total_ms_p50": 0.35}
+# A 99th percentile of some seconds is mostly the machine's, and is stated without a bound. So is the median where
+# nearly all of the edge is taken: a queue there is as 1 / (1 - load), and a machine that is 2 % slower doubles it.
+RATE = "images_per_s"
+BOUNDS = {RATE: 0.05, "total_ms_p50": 0.35}
+_BOUND_UP_TO = 0.9
 _QUICK = 0.25  # of every measurement's and simulation's time
 
 
@@ -60,7 +63,7 @@ def _run(options: argparse.Namespace, settings: FleetSettings) -> int:
     share = _QUICK if options.quick else 1.0
     measuring = MeasureSettings(4.0 * share, 1.0 * share, int(600 * share), options.threads)
     checking = CheckSettings(
-        seconds=10.0 * share, saturate_seconds=4.0 * share, tail_seconds=0.7 * share, threads=options.threads
+        seconds=10.0 * share, saturate_seconds=4.0 * share, tail_seconds=0.7 * share, threads=options.threads or 1
     )
     bundle = named_bundle(options.bundle)
     variant = bundle.variant(options.variant).id
@@ -111,6 +114,8 @@ def problems_of(checked: dict[str, Any]) -> list[str]:
         if row["wrong"] or row["unanswered"] or row["failures"]:
             found.append(f"{load}: {row['wrong']} wrong, {row['unanswered']} unanswered, {row['failures']}")
         for name, bound in BOUNDS.items():
+            if name != RATE and row["load"] > _BOUND_UP_TO:
+                continue
             if abs(row["error"][name]) > bound:
                 found.append(f"{load}: {name} is off by {row['error'][name]:+.0%}, the bound is {bound:.0%}")
     return found

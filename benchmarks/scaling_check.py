@@ -32,7 +32,7 @@ class CheckSettings:
     seconds: float = 10.0  # of each load
     saturate_seconds: float = 4.0
     tail_seconds: float = 0.7  # of each size of batch, before each load
-    threads: int = 0
+    threads: int = 1  # the front and the devices have the other core: on the tail's, they would make its runs longer
     loads: tuple[float, ...] = LOADS
 
     def __post_init__(self) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 
 from aecnn_deploy.bundle.manifest import FP32, INT8, VariantSpec
 from aecnn_deploy.bundle.reader import Bundle
-from aecnn_deploy.errors import PlanError, SettingsError
+from aecnn_deploy.errors import SettingsError
 from aecnn_deploy.optional import require
 from aecnn_deploy.planning.machine import this_machine
 from aecnn_deploy.planning.profile_store import profiles_here
@@ -116,9 +116,5 @@ def _version() -> str:
 
 
 def _profiles(bundle: Bundle) -> list[DeviceProfile]:
-    """What was measured of ``bundle`` on this machine. None where a profile is damaged: a device runs all the same."""
-    try:
-        return profiles_here(bundle, DeviceProfile, this_machine())
-    except PlanError as exc:
-        logger.warning("%s", exc)
-        return []
+    """What was measured of ``bundle`` on this machine, less profiles that are damaged: a device runs all the same."""
+    return profiles_here(bundle, DeviceProfile, this_machine(), damaged=lambda error: logger.warning("%s", error))

@@ -60,6 +60,16 @@ class TestStore:
         assert profiles_here(bundle, DeviceProfile, PI) == [device(bundle, took_s=2.0)]
         assert profiles_here(bundle, DeviceProfile, Machine(PI.processor, "another pi")) == []
 
+    def test_a_damaged_one_is_told_and_leaves_the_others_in_use(self, bundle: Bundle) -> None:
+        write_profile(bundle, device(bundle))
+        damaged = write_profile(bundle, device(bundle, Machine(PI.processor, "another pi")))
+        damaged.write_bytes(damaged.read_bytes()[:-9])
+        with pytest.raises(PlanError, match=damaged.name):
+            profiles_here(bundle, DeviceProfile, PI)
+        told: list[PlanError] = []
+        assert profiles_here(bundle, DeviceProfile, PI, damaged=told.append) == [device(bundle)]
+        assert [damaged.name in str(error) for error in told] == [True]
+
     def test_the_only_one_is_found_and_several_are_not_chosen_from(self, bundle: Bundle) -> None:
         write_profile(bundle, device(bundle))
         assert the_profile(bundle, DeviceProfile) == device(bundle)

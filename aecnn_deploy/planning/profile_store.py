@@ -5,6 +5,7 @@ The bundle itself stays as it is: a file more in it would be another bundle.
 
 import hashlib
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
@@ -119,16 +120,25 @@ def check_profile(profile: AnyProfile, kind: type[P], bundle: Bundle, where: Pat
     return profile
 
 
-def find_profiles(bundle: Bundle, kind: type[P], folder: Path | None = None) -> list[tuple[Path, P]]:
-    """The profiles of ``kind`` that are kept of this bundle, those beside it first. Raises PlanError: one is damaged.
+def find_profiles(
+    bundle: Bundle, kind: type[P], folder: Path | None = None, damaged: Callable[[PlanError], None] | None = None
+) -> list[tuple[Path, P]]:
+    """The profiles of ``kind`` that are kept of this bundle, those beside it first.
 
-    Those of another bundle, which stood here before it, are left out.
+    Those of another bundle, which stood here before it, are left out. ``damaged`` is told of each that cannot be read,
+    and the others count. Raises PlanError: one is damaged, and nobody is told.
     """
     folders = _folders(bundle, folder)
     found: list[tuple[Path, P]] = []
     for place in folders:
         for path in sorted(place.glob(f"{_KINDS[kind]}-*.json")):
-            profile = read_profile(path)
+            try:
+                profile = read_profile(path)
+            except PlanError as exc:
+                if damaged is None:
+                    raise
+                damaged(exc)
+                continue
             if isinstance(profile, kind) and profile.bundle_id == bundle.id:
                 found.append((path, profile))
     return found
@@ -155,9 +165,15 @@ def the_profile(bundle: Bundle, kind: type[P], file: Path | None = None, folder:
     return found[0][1]
 
 
-def profiles_here(bundle: Bundle, kind: type[P], machine: Machine, folder: Path | None = None) -> list[P]:
-    """The kept profiles of ``kind`` that were measured on ``machine``. Raises PlanError: one is damaged."""
-    return [profile for _, profile in find_profiles(bundle, kind, folder) if profile.machine == machine]
+def profiles_here(
+    bundle: Bundle,
+    kind: type[P],
+    machine: Machine,
+    folder: Path | None = None,
+    damaged: Callable[[PlanError], None] | None = None,
+) -> list[P]:
+    """The kept profiles of ``kind`` that were measured on ``machine``. ``damaged``, raises: as ``find_profiles``."""
+    return [profile for _, profile in find_profiles(bundle, kind, folder, damaged) if profile.machine == machine]
 
 
 def _unwritable(folder: Path, error: OSError) -> PlanError:
