@@ -26,7 +26,7 @@ def labels_text(labels: tuple[str, ...]) -> str:
 
 def _fields(model: TritonModel, settings: TritonSettings, bundle_id: str) -> Iterator[tuple[str, Value]]:
     signature = model.signature
-    yield "name", model.name
+    yield "name", model.served_name
     yield "backend", model.backend
     yield "platform", _PLATFORMS[model.backend]
     yield "max_batch_size", model.max_batch

@@ -2,13 +2,13 @@
 
 import re
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from aecnn_deploy.bundle.manifest import ENGINE_SOURCES, ONNXRUNTIME, EngineSpec, VariantSpec
 from aecnn_deploy.bundle.reader import Bundle
 from aecnn_deploy.errors import ExportError, SettingsError
-from aecnn_deploy.exporters.triton_settings import CPU, DEFAULT_BATCH, TENSORRT, TritonSettings
+from aecnn_deploy.exporters.triton_settings import BUNDLE_PLACE, CPU, DEFAULT_BATCH, TENSORRT, TritonSettings
 from aecnn_deploy.exporters.triton_signature import Signature, Tensor, read_signature
 
 FULL = "full"  # the unsplit model's name
@@ -22,7 +22,7 @@ _ARCHITECTURE = re.compile(r"sm(\d{1,3})(\d)", re.ASCII)
 class TritonModel:
     """One model of a repository. ``backend`` is ONNXRUNTIME or TENSORRT."""
 
-    name: str
+    name: str  # the variant's id, or FULL
     backend: str
     precision: str
     files: Mapping[str, Path]  # name in the version's folder -> the bundle's file
@@ -32,6 +32,12 @@ class TritonModel:
     bits: int | None = None  # of the planes
     tensorrt: str | None = None  # the release that built the plan
     note: str | None = None  # what its operator should know of the choice
+    prefix: str = ""
+
+    @property
+    def served_name(self) -> str:
+        """What the server knows it by: its folder's name."""
+        return self.prefix + self.name
 
 
 def choose_models(
@@ -63,7 +69,8 @@ def choose_models(
     full = TritonModel(FULL, ONNXRUNTIME, "fp32", {ONNX_FILE: path}, read_signature(path), batch)
     frame = (manifest.input.height, manifest.input.width, 3)
     _check(bundle, full, Tensor("frames", "TYPE_UINT8", frame), classes)
-    return (*models, full)
+    prefix = settings.prefix.replace(BUNDLE_PLACE, bundle.id[:12])
+    return tuple(replace(model, prefix=prefix) for model in (*models, full))
 
 
 def _check(bundle: Bundle, model: TritonModel, taken: Tensor, given: Tensor) -> None:

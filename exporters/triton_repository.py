@@ -47,14 +47,14 @@ def write_repository(
     MissingExtraError.
     """
     models = choose_models(bundle, settings, variants)
-    with RepositoryWriter(out, [model.name for model in models], replace=replace) as writer:
+    with RepositoryWriter(out, [model.served_name for model in models], replace=replace) as writer:
         for model in models:
             try:
-                _write_model(writer.root / model.name, model, settings, bundle)
+                _write_model(writer.root / model.served_name, model, settings, bundle)
             except OSError as exc:
                 raise ExportError(f"cannot write {out}: {exc.strerror or exc}") from None
         replaced = writer.commit()
-    names = {model.name for model in models}
+    names = {model.served_name for model in models}
     left = sorted(folder.name for folder in writer.out.iterdir() if is_ours(folder) and folder.name not in names)
     return Repository(out, bundle.id, models, replaced, tuple(left))
 

@@ -1,5 +1,6 @@
 """How a bundle's models are to be served by NVIDIA Triton: what an operator may choose, checked when it is chosen."""
 
+import re
 from dataclasses import dataclass
 
 from aecnn_deploy.bundle.manifest import ENGINE_SOURCES, ONNXRUNTIME
@@ -10,7 +11,11 @@ BACKENDS = (AUTO, ONNXRUNTIME, TENSORRT)
 CPU, GPU = "cpu", "gpu"
 DEFAULT_BATCH = 16  # of ONNX files, as an edge's own max_batch; an engine's profile may be smaller
 
+BUNDLE_PLACE = "{bundle}"
+
 _MOST_BATCH = 1024
+_MAX_PREFIX = 64
+_PREFIX = re.compile(r"[A-Za-z0-9._-]*", re.ASCII)
 _MOST_US = 3_600_000_000  # an hour
 
 
@@ -30,6 +35,7 @@ class TritonSettings:
     instances: int = 1  # copies of each model, on each of its GPUs
     threads: int = 0  # of ONNX Runtime inside one instance; 0: every core
     warm_up: bool = True  # run zeros at batch 1 and at the largest before a model is ready
+    prefix: str = ""  # what the models' names begin with; BUNDLE_PLACE in it is the bundle id's first 12 digits
 
     def __post_init__(self) -> None:
         if self.backend not in BACKENDS:
@@ -49,6 +55,13 @@ class TritonSettings:
                 f"requests wait up to {self.queue_delay_us} us for others and are refused after "
                 f"{self.queue_timeout_us} us; give them a longer time, or a shorter wait"
             )
+        if not _PREFIX.fullmatch(self.prefix.replace(BUNDLE_PLACE, "")) or len(self.prefix) > _MAX_PREFIX:
+            raise SettingsError(
+                f"the prefix is {self.prefix!r}, expected at most {_MAX_PREFIX} letters, digits, '.', '_' and '-', "
+                f"and {BUNDLE_PLACE} for the bundle id's first digits"
+            )
+        if self.prefix[:1] in (".", "_", "-"):
+            raise SettingsError(f"the prefix is {self.prefix!r}, expected a letter or a digit at its beginning")
         self._check_device()
 
     def check_preferred(self, max_batch: int) -> None:

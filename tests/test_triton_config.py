@@ -44,6 +44,10 @@ class TestSettings:
             ({"gpus": (0,), "device": "cpu"}, "go with the device gpu, got cpu"),
             ({"gpus": (1, 1), "device": "gpu"}, "expected different numbers from 0"),
             ({"gpus": (-1,), "device": "gpu"}, "expected different numbers from 0"),
+            ({"prefix": "a/b-"}, "the prefix is 'a/b-', expected at most 64 letters"),
+            ({"prefix": "{bundle-"}, "expected at most 64 letters"),
+            ({"prefix": "-{bundle}"}, "expected a letter or a digit at its beginning"),
+            ({"prefix": "x" * 65}, "expected at most 64 letters"),
         ],
     )
     def test_a_wrong_one_is_refused_when_it_is_made(self, chosen: dict[str, Any], why: str) -> None:

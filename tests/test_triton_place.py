@@ -11,6 +11,7 @@ import pytest
 from aecnn_deploy.bundle.reader import open_bundle
 from aecnn_deploy.errors import ExportError
 from aecnn_deploy.exporters.triton_repository import RepositoryWriter, write_repository
+from aecnn_deploy.exporters.triton_settings import TritonSettings
 from tests.bundles import COMMAND, VARIANTS, environment, make_bundle, one_line
 from tests.in_process import command_here
 from tests.triton_models import check_model, config_of, tree
@@ -58,6 +59,23 @@ class TestDestination:
         first, second = (open_bundle(tmp_path / str(seed)).id for seed in (0, 1))
         assert ids == {VARIANTS[0].id: second, VARIANTS[1].id: first, "full": second}
         assert sorted(path.name for path in tmp_path.iterdir()) == ["0", "1", "shared"]
+
+    def test_with_a_prefix_two_bundles_stand_side_by_side(self, tmp_path: Path) -> None:
+        out, names = tmp_path / "models", set[str]()
+        for seed in (0, 1):
+            make_bundle(tmp_path / str(seed), seed=seed, variants=VARIANTS)
+            bundle = open_bundle(tmp_path / str(seed))
+            settings = TritonSettings(prefix="edge-{bundle}-")
+            written = write_repository(bundle, out, settings, replace=True)
+            assert (written.replaced, written.left) == ((), tuple(sorted(names)))
+            for name in MODELS:
+                served = f"edge-{bundle.id[:12]}-{name}"
+                names.add(served)
+                config = check_model(out / served)
+                assert config.name == served
+                assert config.parameters["aecnn_variant"].string_value == name
+                assert config.parameters["aecnn_bundle_id"].string_value == bundle.id
+        assert {path.name for path in out.iterdir()} == names
 
     def test_a_model_of_the_same_name_that_is_not_ours_is_never_replaced(self, bundle: Path, tmp_path: Path) -> None:
         out = tmp_path / "shared"

@@ -53,6 +53,9 @@ def triton(
     warm_up: Annotated[
         bool, typer.Option("--warm-up/--no-warm-up", help="Run zeros before a model is said to be ready.")
     ] = True,
+    prefix: Annotated[
+        str, typer.Option(help="What the models' names begin with; {bundle}: the bundle id's first 12 digits.")
+    ] = "",
     force: Annotated[
         bool, typer.Option("--force", help="Write beside what is there; replace models that came from a bundle.")
     ] = False,
@@ -79,6 +82,7 @@ def triton(
         instances=instances,
         threads=threads,
         warm_up=warm_up,
+        prefix=prefix,
     )
     written = write_repository(open_named(bundle), out, settings, variants=variant or None, replace=force)
     if as_json:
@@ -93,14 +97,14 @@ def repository_document(written: "Repository") -> dict[str, Any]:
         "repository": str(written.path),
         "bundle_id": written.bundle_id,
         "models": {
-            model.name: {
+            model.served_name: {
                 "backend": model.backend,
                 "precision": model.precision,
                 "files": sorted(model.files),
                 "max_batch_size": model.max_batch,
                 "input": str(model.signature.input),
                 "output": str(model.signature.output),
-                "replaced": model.name in written.replaced,
+                "replaced": model.served_name in written.replaced,
                 "note": model.note,
             }
             for model in written.models
@@ -112,10 +116,10 @@ def repository_document(written: "Repository") -> dict[str, Any]:
 def echo_repository(written: "Repository") -> None:
     """For a person."""
     for model in written.models:
-        typer.echo(f"{model.name}: {model.backend} {model.precision}, batches of up to {model.max_batch}")
+        typer.echo(f"{model.served_name}: {model.backend} {model.precision}, batches of up to {model.max_batch}")
         typer.echo(f"  {model.signature.input} -> {model.signature.output}")
         if model.note:
-            say(f"{model.name}: {model.note}")
+            say(f"{model.served_name}: {model.note}")
     if written.left:
         say(f"left as they were, of this or another bundle: {', '.join(written.left)}")
     typer.echo(f"bundle {written.bundle_id[:16]}…, {len(written.models)} models in {written.path}")
