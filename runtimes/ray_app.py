@@ -27,6 +27,7 @@ _CALL_S = 30.0  # of anything that Ray is asked
 _PROBE_S = 60.0  # a worker process that starts on a node
 _STORE_BYTES = 256 * 2**20  # of a cluster of our own: the models that its replicas fetch
 _HEALTH_PERIOD_S, _HEALTH_TIMEOUT_S, _LEAVE_S = 2.0, 20.0, 15.0
+_KILL_S = 5.0  # for Serve to end by force what did not leave by itself
 _LOOK_BACK_S, _METRICS_S = 5.0, 1.0  # over which autoscaling averages what replicas tell so often
 # Serve's own 10 s would be the longest part of scaling up.
 _ENVIRONMENT = {"RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": str(_METRICS_S), "RAY_SERVE_LOG_TO_STDERR": "0"}
@@ -38,6 +39,8 @@ class RayApp:
     """One application of ours on a Serve instance that others may use, too; it is taken away by ``close``."""
 
     def __init__(self, settings: RaySettings) -> None:
+        # Read when Ray is imported: a thread that asks late, when the cluster has been left, must not join it again.
+        os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
         self._ray: Any = require("ray", why="serving tails on a Ray cluster", extra="scale")
         self._serve: Any = require("ray.serve", why="serving tails on a Ray cluster", extra="scale")
         self._settings, self._home = settings, Home("", 0, b"", "", "", None)
@@ -148,10 +151,19 @@ class RayApp:
         """Take the application away and leave the cluster; a cluster that was started here ends."""
         if self._deployed:
             with suppress(ServeError):
-                bounded(lambda: self._serve.delete(self.name), _LEAVE_S, "Ray Serve does not delete the application")
+                self._delete()
         if self._ours and self._ray.is_initialized():
             with suppress(ServeError):
                 bounded(self._ray.shutdown, _LEAVE_S, "Ray does not end")
+
+    def _delete(self) -> None:
+        """Waiting is done here: a call that still waits when the cluster is left ends the process in native code."""
+        bounded(lambda: self._serve.delete(self.name, _blocking=False), _CALL_S, "Ray Serve deletes no application")
+        end_s = time.monotonic() + _LEAVE_S + _KILL_S
+        while time.monotonic() < end_s:
+            if self.name not in bounded(self._serve.status, _CALL_S, "Ray Serve tells no status").applications:
+                return
+            time.sleep(0.1)
 
     def _needs(self) -> dict[str, float]:
         needs = {"CPU": self._settings.cpus, "GPU": self._settings.gpus}

@@ -27,6 +27,8 @@ from benchmarks.peer_work import Works, make_works
 from benchmarks.peers import arguments, document, main
 from tests.bundles import Edge, make_bundle, serving
 
+pytestmark = pytest.mark.bench
+
 CORES = os.sched_getaffinity(0)
 
 
@@ -242,7 +244,6 @@ def test_a_peer_that_leaves_daemons_is_measured_and_ended_whole(bundle: Bundle) 
     script = """
 import http.server, os, sys, time
 
-pytestmark = pytest.mark.bench
 if os.fork() == 0:  # a daemon of its own session, whose parent has left it
     os.setsid()
     if os.fork():

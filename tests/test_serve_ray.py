@@ -95,6 +95,14 @@ def test_no_request_is_lost_when_a_replica_dies_the_bundle_changes_and_a_node_di
     assert "none of the 1 nodes of the Ray cluster has the 1 CPU and 1 GPU that a replica needs" in seen["no_gpu"]
 
 
+@pytest.mark.ray
+def test_load_brings_another_replica_and_the_application_of_a_killed_edge_goes_by_itself(tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    seen = run_apart("tests.ray_growth", str(tmp_path))
+    assert seen["answered"] > 40
+    assert seen["grown_s"] > 3  # it was asked for by the load: the first alone had been there for a while
+
+
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("ray") / "bundle"
