@@ -26,6 +26,8 @@ AecnnError
 ├── CredentialsError         a certificate, a key or a token file cannot be used
 ├── ServeError               the edge cannot start (a port in use, no runner)
 ├── PlanError                no plan can be made: a profile is missing, damaged, or of another bundle or machine
+├── ScenarioError            a scenario of devices and edges contradicts itself, or lacks what it names
+├── PolicyError              an offloading policy cannot be read, or is of other features
 ├── UnitError                a systemd unit cannot be installed
 ├── RunnerError              a model file cannot be loaded or run
 │   ├── EngineMismatchError  an engine was built for another product, version or GPU
@@ -211,6 +213,14 @@ class ServeError(AecnnError):
 
 class PlanError(AecnnError):
     """No plan can be made: a profile is missing, damaged, or of another bundle or machine."""
+
+
+class ScenarioError(AecnnError):
+    """A scenario of devices and edges cannot be read, contradicts itself, or lacks what it names."""
+
+
+class PolicyError(AecnnError):
+    """An offloading policy cannot be read, made or trained, or is of other features than the observation has."""
 
 
 class UnitError(AecnnError):

@@ -39,7 +39,7 @@ DATA = {
     "aecnn_deploy/py.typed",
     "aecnn_deploy/models/caltech101_imagenet.json",
     "aecnn_deploy/reports/page.css",
-    "aecnn_deploy/reports/paper_table1.json",
+    "aecnn_deploy/planning/paper_table1.json",
     "aecnn_deploy/runtimes/diagnosis/probe.onnx",
     "aecnn_deploy/systemd/aecnn-device.service",
     "aecnn_deploy/systemd/aecnn-edge.service",

@@ -12,9 +12,9 @@ import typer
 from aecnn_deploy.cli import report as report_command
 from aecnn_deploy.errors import RunFormatError, SettingsError
 from aecnn_deploy.models.results import Ranking, ResultRow
+from aecnn_deploy.planning.paper import paper_table
 from aecnn_deploy.reports import canvas
 from aecnn_deploy.reports.analysis import analyse
-from aecnn_deploy.reports.paper import paper_table
 from aecnn_deploy.reports.points import Group, make_group, read_groups
 from aecnn_deploy.reports.report import Report, build_report, check_target, make_report, write_report
 from tests.result_rows import codec_row, many_rows, rankings, result_row, unsplit_row, write_run

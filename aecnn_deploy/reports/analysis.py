@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from aecnn_deploy.planning.paper import PaperTable
 from aecnn_deploy.reports.canvas import Drawing
 from aecnn_deploy.reports.costs import Cost, costs
 from aecnn_deploy.reports.curves import (
@@ -19,7 +20,6 @@ from aecnn_deploy.reports.curves import (
     verdict,
 )
 from aecnn_deploy.reports.figures import importance, multiply_adds, rate_accuracy, speed, three_axes
-from aecnn_deploy.reports.paper import PaperTable
 from aecnn_deploy.reports.points import UNKNOWN_BACKBONE, Group, Point
 from aecnn_deploy.reports.tables import (
     MethodAgreement,

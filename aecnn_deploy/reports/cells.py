@@ -4,9 +4,9 @@ import json
 from collections.abc import Callable, Sequence
 from types import MappingProxyType
 
+from aecnn_deploy.planning.paper import PaperRow
 from aecnn_deploy.reports.numbers import Spread
 from aecnn_deploy.reports.page import Html, cell, missing
-from aecnn_deploy.reports.paper import PaperRow
 from aecnn_deploy.reports.points import Point
 
 DASH = "–"

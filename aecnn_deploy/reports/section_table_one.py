@@ -1,5 +1,6 @@
 """Table I on the page."""
 
+from aecnn_deploy.planning.paper import PaperTable
 from aecnn_deploy.reports import page
 from aecnn_deploy.reports.analysis import Given
 from aecnn_deploy.reports.cells import (
@@ -16,7 +17,6 @@ from aecnn_deploy.reports.cells import (
 )
 from aecnn_deploy.reports.costs import scope
 from aecnn_deploy.reports.page import Html, bullets, cell, join, paragraph, table
-from aecnn_deploy.reports.paper import PaperTable
 from aecnn_deploy.reports.points import NAMES
 from aecnn_deploy.reports.tables import TableOne, TableOneRow
 

@@ -7,8 +7,8 @@ from math import hypot
 
 from aecnn_deploy.errors import RunFormatError
 from aecnn_deploy.models.results import Ranking
+from aecnn_deploy.planning.paper import PaperRow, PaperTable
 from aecnn_deploy.reports.numbers import interpolate, spearman
-from aecnn_deploy.reports.paper import PaperRow, PaperTable
 from aecnn_deploy.reports.points import NAMES, RANKED, Group, Point
 
 TABLE_ONE_ARMS = ("bottlenetpp", "ca-pruned", "aecnn")

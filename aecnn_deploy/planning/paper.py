@@ -47,5 +47,5 @@ class PaperTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 def paper_table() -> PaperTable:
     """The package's copy of Table I."""
-    source = resources.files("aecnn_deploy.reports").joinpath("paper_table1.json")
+    source = resources.files("aecnn_deploy.planning").joinpath("paper_table1.json")
     return msgspec.json.decode(source.read_bytes(), type=PaperTable)

@@ -1,0 +1,1 @@
+"""The graph policy: actor, candidates, critics, training and its ONNX file."""

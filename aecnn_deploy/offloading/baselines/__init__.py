@@ -1,0 +1,1 @@
+"""What the graph policy is compared with: rules, other people's learned methods."""

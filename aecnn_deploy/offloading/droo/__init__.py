@@ -1,0 +1,1 @@
+"""The published test set of DROO: wireless powered devices that compute or offload all of a slot's bits."""

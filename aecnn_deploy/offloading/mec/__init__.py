@@ -1,0 +1,1 @@
+"""Multi-access edge computing, simulated: scenarios, profiles, links, servers, slots."""
