@@ -38,22 +38,22 @@ class Observation:
     @property
     def batch(self) -> int:
         """B."""
-        return self.active.shape[0]
+        return int(self.active.shape[0])
 
     @property
     def devices(self) -> int:
         """N."""
-        return self.active.shape[1]
+        return int(self.active.shape[1])
 
     @property
     def servers(self) -> int:
         """S."""
-        return self.edge_s.shape[1]
+        return int(self.edge_s.shape[1])
 
     @property
     def options(self) -> int:
         """V."""
-        return self.edge_s.shape[2]
+        return int(self.edge_s.shape[2])
 
     @property
     def choices(self) -> int:

@@ -5,6 +5,7 @@ drawn for every slot whatever was decided: two policies with the same seed meet 
 """
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,19 @@ from aecnn_deploy.offloading.mec.line import serve
 from aecnn_deploy.offloading.mec.observation import Actions, Flags, Floats, Observation, option_of, server_of
 from aecnn_deploy.offloading.mec.profile import ProfileArrays
 from aecnn_deploy.offloading.mec.scenario import Scenario
+
+# the fields of Observation that have a row for each world
+_OF_WORLDS = (
+    "active",
+    "deadline_s",
+    "device_backlog_s",
+    "local_s",
+    "device_s",
+    "airtime_s",
+    "edge_s",
+    "radio_backlog_s",
+    "edge_backlog_s",
+)
 
 
 @dataclass(frozen=True)
@@ -66,7 +80,7 @@ class World:
         devices, servers, radio = scenario.devices, scenario.servers, scenario.radio
         shape = (batch, devices.count)
         self.slot = 0
-        self._speed = np.exp(rng.uniform(*np.log(devices.speed), shape))
+        self._speed = np.exp(rng.uniform(np.log(devices.speed[0]), np.log(devices.speed[1]), shape))
         self._arrival = rng.uniform(*devices.arrival, shape)
         self._image_bytes = rng.uniform(*devices.image_kb, shape) * 1e3
         self._position = rng.uniform(0, radio.area_m, (*shape, 2))
@@ -259,18 +273,8 @@ def certain_truth(seen: Observation) -> Truth:
 
 def repeated(seen: Observation, times: int) -> Observation:
     """Each world of ``seen`` ``times`` times, one after another: rows for as many candidate decisions."""
-    fields = (
-        "active",
-        "deadline_s",
-        "device_backlog_s",
-        "local_s",
-        "device_s",
-        "airtime_s",
-        "edge_s",
-        "radio_backlog_s",
-        "edge_backlog_s",
-    )
-    return replace(seen, **{name: np.repeat(getattr(seen, name), times, axis=0) for name in fields})
+    arrays: dict[str, Any] = {name: np.repeat(getattr(seen, name), times, axis=0) for name in _OF_WORLDS}
+    return replace(seen, **arrays)
 
 
 def _grid(servers: int, side: float) -> Floats:
