@@ -32,6 +32,7 @@ def policy_facts(trainer: Trainer) -> PolicyFacts:
         slots=trainer.slot,
         prices={"radio": prices.radio, "edge": prices.edge, "device": prices.device},
         residuals={name: [round(float(value), 6) for value in getattr(residuals, name)] for name in KINDS},
+        chances=trainer.chances.network(),
     )
 
 
