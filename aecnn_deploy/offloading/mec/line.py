@@ -52,8 +52,18 @@ def serve(
     order = np.argsort(np.where(offloaded, reached, np.inf), axis=1, kind="stable")
     offloads = offloaded.sum(axis=1)
     if rows <= _FEW_ROWS:
-        times = (ready_s, airtime_s, service_s, deadline_s, radio_free_s, edge_free_s)
-        return _serve_few(order, offloads.tolist(), server, *(part.tolist() for part in times), shared_radio)
+        return _serve_few(
+            order,
+            offloads.tolist(),
+            server,
+            ready_s.tolist(),
+            airtime_s.tolist(),
+            service_s.tolist(),
+            deadline_s.tolist(),
+            radio_free_s.tolist(),
+            edge_free_s.tolist(),
+            shared_radio,
+        )
     longest = int(offloads.max(initial=0))
     base = np.arange(rows) * devices
     lane_base = np.arange(rows) * servers
