@@ -1,6 +1,7 @@
 """Profiles of a scenario: from the paper's table, from a bundle that was measured, and from files."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -281,3 +282,14 @@ class TestProfileFiles:
             read_profile(tmp_path / "huge.json")
         with pytest.raises(ScenarioError, match=r"cannot read the profile .*none.json: No such file"):
             read_profile(tmp_path / "none.json")
+
+    def test_the_documented_files_are_read(self, tmp_path: Path) -> None:
+        text = (Path(__file__).resolve().parents[1] / "docs" / "offloading.md").read_text()
+        (profile,) = re.findall(r"```json\n(.*?)```", text, re.DOTALL)
+        (scenario,) = re.findall(r"```toml\n(.*?)```", text, re.DOTALL)
+        (tmp_path / "mine.json").write_text(profile)
+        (tmp_path / "own.toml").write_text(
+            scenario.replace("[profile]", "[profile]\nsource = 'file'\npath = 'mine.json'")
+        )
+        options = load_scenario(str(tmp_path / "own.toml")).profile.options
+        assert [(option.name, option.sends_picture) for option in options] == [("small", False), ("picture", True)]
