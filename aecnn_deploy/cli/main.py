@@ -18,6 +18,7 @@ from aecnn_deploy.cli import (
     report,
     run_device,
     serve_edge,
+    simulate,
     train,
 )
 from aecnn_deploy.cli.console import say
@@ -40,6 +41,7 @@ COMMANDS = (
     bundle,
     plan,
     serve_edge,
+    simulate,
     run_device,
     bench,
     demo,
