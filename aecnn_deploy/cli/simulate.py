@@ -34,6 +34,9 @@ def simulate(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the scenario; may be repeated."),
     ] = None,
+    bound: Annotated[
+        str | None, typer.Option(help="A bound beside the policies: docs/bounds.md.", metavar="KIND")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Write the JSON document to this file, too.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
@@ -45,7 +48,7 @@ def simulate(
     from aecnn_deploy.offloading.scenario_file import load_scenario, with_changes
     from aecnn_deploy.offloading.simulation import Simulation, Vary
 
-    asked = dict(_key_and_values(text, "--set", many=False) for text in changes or [])
+    asked = read_changes(changes)
     if slots is not None:
         asked["slots"] = slots
     varied = Vary(*_key_and_values(vary, "--vary", many=True)) if vary is not None else None
@@ -67,6 +70,11 @@ def simulate(
         return
     for line in _lines(document):
         typer.echo(line)
+
+
+def read_changes(changes: list[str] | None) -> dict[str, Any]:
+    """The changes of ``--set`` by key. Raises SettingsError: one is no KEY=VALUE."""
+    return dict(_key_and_values(text, "--set", many=False) for text in changes or [])
 
 
 def _key_and_values(text: str, option: str, *, many: bool) -> tuple[str, Any]:

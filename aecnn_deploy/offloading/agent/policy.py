@@ -164,4 +164,25 @@ class GraphPolicy:
 
 def load_policy(path: Path, *, name: str | None = None, critic: str = "model") -> GraphPolicy:
     """The policy at ``path``, ready to decide. Raises PolicyError."""
-    return GraphPolicy(read_policy(path), name=name or path.stem, critic=critic)
+    return GraphPolicy(read_policy(path), name=name or _name_of(path), critic=critic)
+
+
+def _name_of(path: Path) -> str:
+    """What a table calls the policy of this file: its name, or its training's folder's."""
+    return path.parent.name if path.stem == "policy" and path.parent.name else path.stem
+
+
+def copy_policy(run: Path, out: Path) -> PolicyFacts:
+    """Write the policy of the training in ``run`` to ``out``, checked, beside it and renamed. Raises PolicyError."""
+    source = run / "policy.onnx"
+    if not source.exists():
+        if (run / "settings.json").exists():
+            raise PolicyError(f"the training in {run} is not done; go on with: aecnn-deploy policy train … --resume")
+        raise PolicyError(f"{run} holds no training of a policy; make one with: aecnn-deploy policy train --out {run}")
+    facts = read_policy(source).facts
+    if out.is_dir() or not out.parent.is_dir():
+        raise PolicyError(f"cannot write {out}: it is a folder or in none; name a file with --out")
+    beside = out.with_name(out.name + ".part")
+    beside.write_bytes(source.read_bytes())
+    beside.replace(out)
+    return facts
