@@ -28,8 +28,10 @@ def read_samples(path: Path, *, weights: npt.ArrayLike | None = None) -> Samples
     """The samples of a MAT file with the fields ``input_h`` (S, N), ``output_obj`` (S, 1) and ``output_mode`` (S, N).
 
     ``weights``: (N,); by default those of 1, 1.5, 1, … and 1.5, 1, 1.5, … with which the published modes give the
-    published rates. Raises PolicyError: absent or damaged, a field that is missing or of a wrong shape, values that no
-    channel has, no weighting that fits; SettingsError: ``weights`` are not N positive numbers; MissingExtraError: scipy.
+    published rates.
+
+    Raises PolicyError: absent or damaged, a field that is missing or of a wrong shape, values that no channel has, no
+    weighting that fits; SettingsError: ``weights`` are not N positive numbers; MissingExtraError: scipy.
     """
     fields = _load(path)
     gains = _matrix(path, fields, GAINS)
@@ -48,8 +50,8 @@ def read_samples(path: Path, *, weights: npt.ArrayLike | None = None) -> Samples
     optimum = _matrix(path, fields, OPTIMUM).reshape(-1)
     if optimum.shape != (samples,) or not (optimum > 0).all():
         raise PolicyError(
-            f"{path}: {OPTIMUM} must hold {samples} positive rates, one for each row of {GAINS}, but holds {optimum.size}, "
-            f"{int((optimum > 0).sum())} of them positive; {_REMEDY}"
+            f"{path}: {OPTIMUM} must hold {samples} positive rates, one for each row of {GAINS}, but holds "
+            f"{optimum.size}, {int((optimum > 0).sum())} of them positive; {_REMEDY}"
         )
     modes = None
     if MODES in fields:
@@ -151,5 +153,6 @@ def _fitting(path: Path, gains: Floats, modes: npt.NDArray[np.bool_], optimum: F
             return weights
     raise PolicyError(
         f"{path}: its modes do not give its rates with weights 1, 1.5, … (off by {off[0]:.2g}) nor 1.5, 1, … "
-        f"({off[1]:.2g}; up to {_FIT:g} is accepted): other weights or another setting, or damaged; name the weights, or {_REMEDY}"
+        f"({off[1]:.2g}; up to {_FIT:g} is accepted): other weights or another setting, or damaged; name the "
+        f"weights, or {_REMEDY}"
     )

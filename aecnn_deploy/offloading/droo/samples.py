@@ -56,7 +56,7 @@ class Samples:
 
     @property
     def devices(self) -> int:
-        return self.gains.shape[1]
+        return int(self.gains.shape[1])
 
     @property
     def first_test(self) -> int:

@@ -1,9 +1,9 @@
 """A policy for any number of devices and any weights: each device is a node, messages are sums over the other nodes.
 
 Round 0 sends messages along edges directed by h√w: a device learns what would offload before it and what would compute
-after it. Each later round sends them between all pairs, weighted by the last round's offloading probabilities. A network
-of two hidden layers, the same for every device, turns a device's own terms and the sums that reached it into a score, a
-logit of offloading. Nothing depends on the devices' order or number.
+after it. Each later round sends them between all pairs, weighted by the last round's offloading probabilities. A
+network of two hidden layers, the same for every device, turns a device's own terms and the sums that reached it into a
+score, a logit of offloading. Nothing depends on the devices' order or number.
 
 numpy and torch run the same code: the namespace is an argument.
 """

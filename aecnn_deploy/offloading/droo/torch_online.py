@@ -20,14 +20,17 @@ from aecnn_deploy.offloading.droo.physics import Floats, Modes, computation_rate
 from aecnn_deploy.offloading.droo.rules import order_preserving
 
 GAIN_SCALE: Final = 1e6  # of the inputs, so that they are about 1
-ADAM_BETAS: Final = (0.09, 0.999)  # of the authors' code, as is the weight decay
-WEIGHT_DECAY: Final = 1e-4
+ADAM_BETAS: Final = (0.09, 0.999)  # of the authors' code
+INITIAL_BIAS: Final = 0.1
+PORT_DECAY: Final = 1e-4  # of the weights, in the authors' PyTorch code
 
 
 @dataclass(frozen=True)
 class OnlineSettings:
     """The published sizes. ``fixed_candidates``: K stays there; else it is adapted.
 
+    ``port``: as in the authors' PyTorch code, Adam begins anew at each step, weights decay, and are uniform at first;
+    the default is their TensorFlow code's way.
     Raises SettingsError: a size below 1, or a learning rate outside 0 to 1.
     """
 
@@ -38,6 +41,7 @@ class OnlineSettings:
     interval: int = 10
     adapt_every: int = 32
     fixed_candidates: int | None = None
+    port: bool = False
 
     def __post_init__(self) -> None:
         sizes = (*self.hidden, self.memory, self.batch, self.interval, self.adapt_every, self.fixed_candidates or 1)
@@ -65,13 +69,16 @@ class OnlineDroo:
             raise SettingsError(
                 f"{self.settings.fixed_candidates} candidates are over DROO's limit of {devices} devices"
             )
-        self._weights = weights
+        self._weights, self._devices = weights, devices
         self._rngs = [np.random.default_rng([seed, 0xD200]) for seed in seeds]
         sizes = (devices, *self.settings.hidden, devices)
         self._parameters = [self._initial(a, b) for a, b in pairwise(sizes)]
         flat = [parameter for layer in self._parameters for parameter in layer]
         self._optimiser = torch.optim.Adam(
-            flat, lr=self.settings.learning_rate, betas=ADAM_BETAS, weight_decay=WEIGHT_DECAY
+            flat,
+            lr=self.settings.learning_rate,
+            betas=ADAM_BETAS,
+            weight_decay=PORT_DECAY if self.settings.port else 0.0,
         )
         self._inputs = np.zeros((self.settings.memory, devices))
         self._labels = np.zeros((len(seeds), self.settings.memory, devices))
@@ -81,11 +88,15 @@ class OnlineDroo:
         self._winners: npt.NDArray[np.int64] = np.zeros((len(seeds), self.settings.adapt_every), np.int64)
 
     def _initial(self, inputs: int, outputs: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """A layer of every learner, uniform within ±1/√inputs: (L, inputs, outputs) and (L, 1, outputs)."""
-        bound = inputs**-0.5
-        weight, bias = (
-            np.stack([rng.uniform(-bound, bound, (rows, outputs)) for rng in self._rngs]) for rows in (inputs, 1)
-        )
+        """A layer of every learner: weights (L, inputs, outputs), biases (L, 1, outputs)."""
+        if self.settings.port:
+            bound = inputs**-0.5
+            weight, bias = (
+                np.stack([rng.uniform(-bound, bound, (rows, outputs)) for rng in self._rngs]) for rows in (inputs, 1)
+            )
+        else:
+            weight = np.stack([rng.normal(0, 1 / self._devices, (inputs, outputs)) for rng in self._rngs])
+            bias = np.full((len(self._rngs), 1, outputs), INITIAL_BIAS)
         return (
             torch.tensor(weight, dtype=torch.float32, requires_grad=True),
             torch.tensor(bias, dtype=torch.float32, requires_grad=True),
@@ -99,12 +110,27 @@ class OnlineDroo:
                 x = torch.relu(x)
         return x
 
-    def scores(self, gains: Floats) -> Floats:
-        """Each learner's logits of offloading, (L, S, N), of ``gains`` (S, N)."""
+    def _scores(self, gains: Floats) -> Floats:
+        """Each learner's logits of offloading, (L, F, N)."""
         inputs = torch.from_numpy((gains * GAIN_SCALE).astype(np.float32))
         with torch.no_grad():
             found: Floats = self._forward(inputs.expand(len(self._rngs), -1, -1)).double().numpy()
         return found
+
+    def actor(self, learner: int) -> Callable[[Floats], Floats]:
+        """Logits of gains (S, N), as one learner, by its number among the seeds, has them now."""
+        layers = [(weight[learner].detach(), bias[learner].detach()) for weight, bias in self._parameters]
+
+        def scores(gains: Floats) -> Floats:
+            x = torch.from_numpy((gains * GAIN_SCALE).astype(np.float32))
+            with torch.no_grad():
+                for number, (weight, bias) in enumerate(layers):
+                    x = torch.addmm(bias, x, weight)
+                    x = torch.relu(x) if number < len(layers) - 1 else x
+            found: Floats = x.double().numpy()
+            return found
+
+        return scores
 
     def run(self, gains: Floats, *, on_frames: Callable[[int], None] = lambda frames: None) -> Frames:
         """Decide and learn ``gains`` (F, N), frame after frame."""
@@ -134,7 +160,7 @@ class OnlineDroo:
     def _decide(self, gains: Floats) -> tuple[Floats, Modes, npt.NDArray[np.int64]]:
         """Rates and modes of the best candidates of each learner and frame, and which of them it was."""
         most = int(self._candidates.max())
-        candidates = order_preserving(self.scores(gains), most)
+        candidates = order_preserving(self._scores(gains), most)
         wanted = np.broadcast_to((np.arange(most) < self._candidates[:, None])[:, None], candidates.shape[:-1])
         learner, frame, candidate = np.nonzero(wanted)
         rates = np.full(wanted.shape, -np.inf)
@@ -156,7 +182,10 @@ class OnlineDroo:
         rows = np.stack([rng.integers(0, held, self.settings.batch) for rng in self._rngs])
         inputs = torch.from_numpy(self._inputs[rows].astype(np.float32))
         labels = torch.from_numpy(self._labels[np.arange(len(rows))[:, None], rows].astype(np.float32))
+        if self.settings.port:
+            self._optimiser.state.clear()
         self._optimiser.zero_grad()
         losses = torch.nn.functional.binary_cross_entropy_with_logits(self._forward(inputs), labels, reduction="none")
-        losses.mean((1, 2)).sum().backward()  # the learners share nothing: each one's gradient is its own
+        # The learners share nothing: each one's gradient is its own.
+        torch.autograd.backward(losses.mean((1, 2)).sum())
         self._optimiser.step()

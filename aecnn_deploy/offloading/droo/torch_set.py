@@ -1,9 +1,9 @@
 """Training of the set policy: replay and cross-entropy on the best mode that the critic finds, and on nothing else.
 
-At each step new gains are drawn, the actor proposes its N + 1 order-preserving modes, the critic picks the best and then
-tries each mode that differs from it in one device, as long as that finds a better one. What is left is the label; what
-the last tries lost is what a wrong bit costs, and weighs the cross-entropy: a device whose mode does not matter teaches
-nothing. No published optimum takes part, and no enumeration.
+At each step new gains are drawn, the actor proposes its N + 1 order-preserving modes, the critic picks the best and
+then tries each mode that differs from it in one device, as long as that finds a better one. What is left is the label;
+what the last tries lost is what a wrong bit costs, and weighs the cross-entropy: a device whose mode does not matter
+teaches nothing. No published optimum takes part, and no enumeration.
 """
 
 import math
@@ -32,13 +32,13 @@ _TRIES: Final = 3  # rounds of one-device changes
 class SetTraining:
     """How a set policy is trained. Raises SettingsError: a size or a rate below what works."""
 
-    steps: int = 1500
+    steps: int = 2000
     samples_per_step: int = 256  # new ones
     replayed_steps: int = 3  # batches from memory that each step trains on beside the new one
     memory_steps: int = 200
     learning_rate: float = 4e-3  # at first; it falls to 0 along a cosine
     rounds: int = 3
-    hidden: int = 32
+    hidden: int = 48
     seed: int = 1
 
     def __post_init__(self) -> None:
@@ -98,7 +98,7 @@ def train_set_policy(
             group["lr"] = settings.learning_rate * (1 + math.cos(math.pi * step / settings.steps)) / 2
         for batch in (new, *(memory[i] for i in replayed)):
             optimiser.zero_grad()
-            _loss(parameters, settings.rounds, batch).backward()
+            torch.autograd.backward(_loss(parameters, settings.rounds, batch))
             optimiser.step()
         on_step()
     told = {**asdict(settings), "critic_evaluations": evaluations, **(about or {})}
