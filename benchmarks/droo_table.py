@@ -71,12 +71,22 @@ def main() -> None:
         print("\n".join(table_lines(table)), flush=True)
     document: dict[str, Any] = {
         "benchmark": "droo_table",
-        "command": "python -m benchmarks.droo_table " + " ".join(samples.source for samples in sets),
+        "command": _command(options, sets),
         "tables": tables,
         **describe_machine(),
     }
     write_result(options.out, document)
     print(f"written to {options.out}")
+
+
+def _command(options: argparse.Namespace, sets: list[Samples]) -> str:
+    """The command without what its default was, files without their folders."""
+    named = [samples.source for samples in sets[bool(options.generate) :]]
+    given = {"generate": None, "seeds": 3, "steps": SetTraining().steps, "online_frames": None}
+    for name, default in given.items():
+        if getattr(options, name) != default:
+            named += [f"--{name.replace('_', '-')}", str(getattr(options, name))]
+    return " ".join(["python -m benchmarks.droo_table", *named])
 
 
 def _train(samples: Samples | None, seed: int, steps: int) -> SetPolicy:

@@ -111,7 +111,7 @@ class TestSetPolicy:
                 for count in range(1, 8)
             ]
         )
-        assert (np.diff(rates, axis=0) >= 0).all()
+        assert (np.diff(rates, axis=0) >= -1e-9 * rates[1:]).all()
         assert rates[-1].mean() > rates[0].mean()
 
     def test_a_single_device_is_scored(self) -> None:
@@ -127,7 +127,7 @@ class TestTraining:
         for name, values in first.parameters.items():
             np.testing.assert_array_equal(values, again.parameters[name])
         untrained = train_set_policy(source, SetTraining(steps=1, samples_per_step=1, rounds=2, hidden=16, seed=4))
-        assert mean_rate(first, samples, 1) > max(0.999, mean_rate(untrained, samples, 1))
+        assert mean_rate(first, samples, 1) > max(0.995, mean_rate(untrained, samples, 1))
         assert first.training["samples"] == "here"
         # At the least: all candidates of every new sample, then one round of changes of one device.
         assert first.training["critic_evaluations"] >= 60 * 64 * (7 + 6)
@@ -237,18 +237,19 @@ class TestOnlineDroo:
 @pytest.fixture(scope="module")
 def mat_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("droo") / "data.mat"
-    write_samples(path, generate_samples(1500, 10, seed=77_002))
+    write_samples(path, generate_samples(1000, 10, seed=77_002))
     return path
 
 
-class TestTable:
-    @pytest.fixture(scope="class")
-    def document(self, mat_file: Path) -> dict[str, Any]:
-        told: list[int] = []
-        document = droo_table(mat_file, seeds=2, on_frames=told.append)
-        assert sum(told) == 2 * 1200 + 300
-        return document
+@pytest.fixture(scope="module")
+def document(mat_file: Path) -> dict[str, Any]:
+    told: list[int] = []
+    document = droo_table(mat_file, seeds=2, on_frames=told.append)
+    assert sum(told) == 2 * 800 + 200
+    return document
 
+
+class TestTable:
     def test_each_row_has_every_key_and_figures_that_can_be(self, document: dict[str, Any]) -> None:
         for row in document["rows"]:
             assert set(row) == ROW
@@ -256,8 +257,8 @@ class TestTable:
             assert 0 < row["rate_mean"] <= 1 + 1e-9
             assert 0 <= row["exact_share"] <= 1
             assert row["decision_ms_p50"] > 0
-        assert (document["samples"], document["training_samples"], document["devices"]) == (300, 1200, 10)
-        assert document["online_frames"] == 1200
+        assert (document["samples"], document["training_samples"], document["devices"]) == (200, 800, 10)
+        assert document["online_frames"] == 800
         json.dumps(document, allow_nan=False)
 
     def test_policies_can_be_compared_at_equal_numbers_of_critic_evaluations(self, document: dict[str, Any]) -> None:
@@ -287,8 +288,8 @@ class TestTable:
         few = droo_table(mat_file, seeds=1, online_frames=40)
         assert few["online_frames"] == 40
         assert sum(row["policy"].startswith("DROO") for row in few["rows"]) == 7
-        samples = generate_samples(1500, 10, seed=77_002)
-        assert (online_total(samples, 0), online_total(samples, 40)) == (0, 380)
+        samples = generate_samples(1000, 10, seed=77_002)
+        assert (online_total(samples, 0), online_total(samples, 40)) == (0, 280)
 
     def test_a_single_device_has_a_table(self) -> None:
         document = table_of(generate_samples(40, 1, seed=1), [random_policy()], seeds=1, online_frames=20)
@@ -310,7 +311,7 @@ class TestTable:
         assert set(document["rows"][0]) == ROW
         evaluate_droo(mat_file, None, 1, False)
         lines = capsys.readouterr().out.splitlines()
-        assert lines[0] == "data.mat: 300 test samples of 10 devices, 1 seeds"
+        assert lines[0] == "data.mat: 200 test samples of 10 devices, 1 seeds"
         assert any(line.startswith("set policy ") for line in lines)
 
     def test_without_droo_nothing_needs_torch(self, mat_file: Path) -> None:

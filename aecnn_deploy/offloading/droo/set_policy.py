@@ -133,7 +133,7 @@ def read_policy(path: Path) -> SetPolicy:
     try:
         if path.stat().st_size > _MOST_BYTES:
             raise PolicyError(f"{path} has more than {_MOST_BYTES} bytes, too many for a DROO set policy; {remedy}")
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             declared = sum(entry.file_size for entry in archive.zip.infolist())
             if declared > _MOST_BYTES:
                 raise PolicyError(f"{path} unpacks to {declared} bytes, over the limit of {_MOST_BYTES}; {remedy}")

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 EXACT: Final = 1e-6  # relative: a rate that close to the published optimum counts as it
 CANDIDATES: Final = (1, 2, 4)
-_TIMED: Final = 200  # decisions, one by one
+_TIMED: Final = 100  # decisions, one by one
 
 # gains (S, N) -> rates (S,) and evaluations of the critic, (S,) or one number
 _Decide = Callable[[Floats], tuple[Floats, Floats | float]]

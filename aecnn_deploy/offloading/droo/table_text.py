@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-_WIDTH = 32
+_WIDTH = 31
 
 
 def table_lines(document: Mapping[str, Any]) -> list[str]:
