@@ -164,6 +164,17 @@ class TestReader:
         with pytest.raises(PolicyError, match="over the limit of 100"):
             read_samples(path)
 
+    def test_a_file_that_unpacks_to_too_much_is_not_unpacked(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        path = tmp_path / "data.mat"
+        scipy.io.savemat(path, fields() | {"padding": np.zeros(500_000)}, do_compression=True)
+        assert path.stat().st_size < 20_000
+        read_samples(path)
+        monkeypatch.setattr(files, "_MOST_UNPACKED", 3_000_000)
+        with pytest.raises(PolicyError, match="unpacks to more than the limit"):
+            read_samples(path)
+
     def test_samples_without_modes_are_not_written(self, tmp_path: Path) -> None:
         with pytest.raises(PolicyError, match="without modes"):
             write_samples(tmp_path / "x.mat", Samples(SAMPLES.gains, SAMPLES.weights, SAMPLES.optimum))

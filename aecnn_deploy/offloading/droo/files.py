@@ -3,6 +3,8 @@
 Such files come from outside: nothing in one is trusted before it is checked.
 """
 
+import struct
+import zlib
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,6 +18,9 @@ from aecnn_deploy.optional import require
 
 GAINS, MODES, OPTIMUM = "input_h", "output_mode", "output_obj"
 _MOST_BYTES: Final = 256 << 20
+_MOST_UNPACKED: Final = 1 << 30
+_CHUNK_BYTES: Final = 1 << 20
+_HEADER_BYTES, _COMPRESSED = 128, 15  # of a MAT file of version 5
 _MOST_SAMPLES: Final = 1_000_000
 _MOST_VALUES: Final = 20_000_000  # of one field
 _GAIN_LIMITS: Final = (1e-30, 1.0)
@@ -100,6 +105,7 @@ def _load(path: Path) -> dict[str, Any]:
     if size > _MOST_BYTES:
         raise PolicyError(f"{path} has {size} bytes, over the limit of {_MOST_BYTES} for a test set; cut it into parts")
     wanted = (GAINS, MODES, OPTIMUM)
+    _check_unpacked(path)
     try:
         headers = {name: shape for name, shape, _ in matlab.whosmat(path) if name in wanted}
     except Exception as exc:  # scipy raises what its parser stumbled on
@@ -118,6 +124,29 @@ def _load(path: Path) -> dict[str, Any]:
     except Exception as exc:
         raise PolicyError(f"{path} is damaged ({type(exc).__name__}: {exc}); {_REMEDY}") from exc
     return fields
+
+
+def _check_unpacked(path: Path) -> None:
+    """Raises PolicyError: the compressed elements of a MAT file unpack to more than a test set has."""
+    unpacked = 0
+    try:
+        with path.open("rb") as file:
+            header = file.read(_HEADER_BYTES)
+            order = "<" if header[-2:] == b"IM" else ">"
+            while len(tag := file.read(8)) == 8:
+                kind, size = struct.unpack(f"{order}II", tag)
+                if kind != _COMPRESSED:
+                    file.seek(size, 1)
+                    continue
+                stream = zlib.decompressobj()
+                data = file.read(min(size, _MOST_BYTES))
+                while data and unpacked <= _MOST_UNPACKED:
+                    unpacked += len(stream.decompress(data, _CHUNK_BYTES))
+                    data = stream.unconsumed_tail
+    except (OSError, zlib.error) as exc:
+        raise PolicyError(f"{path} cannot be read as a MAT file ({exc}); {_REMEDY}") from exc
+    if unpacked > _MOST_UNPACKED:
+        raise PolicyError(f"{path} unpacks to more than the limit of {_MOST_UNPACKED} bytes; cut it into parts")
 
 
 def _matrix(path: Path, fields: dict[str, Any], name: str) -> Floats:

@@ -20,6 +20,6 @@ def table_lines(document: Mapping[str, Any]) -> list[str]:
             f"{row['policy']:<{_WIDTH}} {row['critic_evaluations']:>7.4g} {row['rate_mean']:>8.6f} {spread:>7} "
             f"{row['rate_p5']:>7.5f} {row['exact_share']:>6.1%} {row['decision_ms_p50']:>6.2f}"
         )
-    lines.append("rate: over the published optimum, mean; critic: its evaluations for one decision;")
+    lines.append("rate: mean, over the published optimum; critic: its evaluations for a decision;")
     lines.append("exact: within 1e-6 of the optimum; ms: median of one decision on this machine")
     return lines
