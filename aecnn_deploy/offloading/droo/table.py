@@ -159,7 +159,7 @@ def _droo_rows(
 ) -> list[dict[str, Any]]:
     """DROO after ``learned`` frames: its actors frozen at given candidates, then as published, learning on."""
     require("torch", why="training DROO", extra="offloading")
-    from aecnn_deploy.offloading.droo.torch_online import OnlineDroo
+    from aecnn_deploy.offloading.droo.torch_online import OnlineDroo, one_thread
 
     gains = samples.training_gains[np.arange(learned) % samples.first_test]
 
@@ -177,15 +177,16 @@ def _droo_rows(
         return decide
 
     rows = []
-    for title, settings in _droo_variants(samples.devices, port):
-        made = learner(settings)
-        for count in _fitting(CANDIDATES, samples.devices):
-            rows.append(_row(samples, title, [frozen(made, number, count) for number in range(seeds)]))
-        if settings.fixed_candidates is None:
-            frames = made.run(samples.test_gains, on_frames=on_frames)
-            mean = float(frames.evaluations.mean())
-            shown = _decision_ms(frozen(made, 0, round(mean)), samples.test_gains)  # without what it learns
-            rows.append(_summary(f"{title}, adaptive K", frames.rates / samples.test_optimum, mean, shown))
+    with one_thread():
+        for title, settings in _droo_variants(samples.devices, port):
+            made = learner(settings)
+            for count in _fitting(CANDIDATES, samples.devices):
+                rows.append(_row(samples, title, [frozen(made, number, count) for number in range(seeds)]))
+            if settings.fixed_candidates is None:
+                frames = made.run(samples.test_gains, on_frames=on_frames)
+                mean = float(frames.evaluations.mean())
+                shown = _decision_ms(frozen(made, 0, round(mean)), samples.test_gains)  # without what it learns
+                rows.append(_summary(f"{title}, adaptive K", frames.rates / samples.test_optimum, mean, shown))
     return rows
 
 

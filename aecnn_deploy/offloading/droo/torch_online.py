@@ -6,7 +6,8 @@ interval does not act before its end, so an interval's frames are decided togeth
 lockstep: the results are those of one frame after the other.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Final
@@ -56,6 +57,17 @@ class Frames:
     rates: Floats  # (L, F)
     modes: Modes  # (L, F, N)
     evaluations: npt.NDArray[np.int64]  # (L, F)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """torch on one thread: on networks as small as these a second one costs more than it does."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 class OnlineDroo:
