@@ -38,6 +38,9 @@ FOLDERS = {
 DATA = {
     "aecnn_deploy/py.typed",
     "aecnn_deploy/models/caltech101_imagenet.json",
+    "aecnn_deploy/offloading/droo/set_policy_1.npz",
+    "aecnn_deploy/offloading/droo/set_policy_2.npz",
+    "aecnn_deploy/offloading/droo/set_policy_3.npz",
     "aecnn_deploy/reports/page.css",
     "aecnn_deploy/planning/paper_table1.json",
     "aecnn_deploy/offloading/scenarios/16x512.toml",
@@ -63,6 +66,7 @@ MAY_NEED = {
     "aecnn_deploy.exporters": {"onnx", "onnxruntime", "onnxscript", "torch"},
     "aecnn_deploy.models": {"torch"},
     "aecnn_deploy.offloading.mec.env": {"gymnasium"},
+    "aecnn_deploy.offloading.droo.torch_": {"torch"},
     "aecnn_deploy.training": {"torch"},
     "aecnn_deploy.runtimes.device_link": {"websockets"},
     "aecnn_deploy.runtimes.device_client": {"websockets"},
