@@ -144,7 +144,7 @@ def droo_figure(document: DrooTable, looks: Looks, name: str) -> Drawing:
     said = "; ".join(f"{row.policy}, {row.critic_evaluations:g}: {row.rate_mean:.6f}" for row in document.rows)
     caption = (
         "Rate over the published optimum, mean over the channels; the axis is logarithmic in what is missing to 1, so "
-        f"that each step up is a tenth of the loss. Rates of 1 and above stand at the top, 1 − {_PERFECT:g}. Thin "
+        f"that each step up is a tenth of the loss. Rates of 1 and above stand at the top, {1 - _PERFECT:.7f}. Thin "
         "lines reach down to the 5th percentile of the channels where it is known."
     )
     return Drawing(name, png(draw_droo(document, looks)), f"Mean rate by critic evaluations. {said}.", caption)

@@ -48,8 +48,13 @@ Read = Callable[[PolicyRow, SweepPoint], Reading | None]
 
 
 def key_words(key: str) -> str:
-    """A key of a scenario as a reader says it."""
+    """A key of a scenario as a reader says it, with its unit."""
     return KEYS.get(key, key)
+
+
+def key_title(key: str) -> str:
+    """The same without the unit."""
+    return KEYS[key].partition(", ")[0] if key in KEYS else key
 
 
 def _percent(mean: float, sd: float | None) -> Reading:

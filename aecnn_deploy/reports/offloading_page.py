@@ -7,7 +7,7 @@ from aecnn_deploy.reports import page
 from aecnn_deploy.reports.canvas import Drawing
 from aecnn_deploy.reports.offloading_documents import Documents
 from aecnn_deploy.reports.offloading_figures import comparison_figure, droo_figure, transfer_figure
-from aecnn_deploy.reports.offloading_lines import distance_figure, key_words, learning_figure, sweep_figure
+from aecnn_deploy.reports.offloading_lines import distance_figure, key_title, learning_figure, sweep_figure
 from aecnn_deploy.reports.offloading_looks import looks
 from aecnn_deploy.reports.offloading_numbers import all_policies
 from aecnn_deploy.reports.offloading_tables import (
@@ -21,7 +21,8 @@ from aecnn_deploy.reports.offloading_tables import (
 from aecnn_deploy.reports.page import Chapter, Html, Section, bullets, join, paragraph, picture
 
 PREFIX = "offloading"
-TITLE = "Offloading: many devices, several edge servers"
+TITLE = "Offloading: policies in simulated scenarios"
+_CHAPTER = "Offloading: many devices, several edge servers"
 _NEEDS = (
     ("comparisons", "Policies in one scenario", "simulate SCENARIO --json, or policy evaluate --json"),
     ("sweeps", "Lines against devices, deadline, capacity or errors", "simulate SCENARIO --vary KEY=A,B,... --json"),
@@ -71,7 +72,7 @@ def offloading(documents: Documents) -> Offloading:
     for n, (source, swept) in enumerate(documents.sweeps, start=1):
         lines = show(sweep_figure(swept, look, f"{PREFIX}-sweep-{n}.png"))
         far = show(distance_figure(swept, look, f"{PREFIX}-distance-{n}.png"))
-        title = f"{swept.scenario}, against {key_words(swept.vary.key)}"
+        title = f"{swept.scenario}, against {key_title(swept.vary.key)}"
         parts.append((title, join(sweep_tables(swept, lines, far), _from(source))))
     if runs := documents.runs:
         own = looks([run.label for run in runs], look)
@@ -98,7 +99,7 @@ def offloading(documents: Documents) -> Offloading:
     }
     short = [*found, *(note for item in documents.sources for note in item.notes)]
     intro = bullets(short, "short") if short else Html("")
-    return Offloading(Chapter(PREFIX, TITLE, intro, tuple(sections)), drawings, document, found)
+    return Offloading(Chapter(PREFIX, _CHAPTER, intro, tuple(sections)), drawings, document, found)
 
 
 def _from(source: str) -> Html:

@@ -15,7 +15,7 @@ from aecnn_deploy.reports.offloading_documents import (
     TrainingRun,
     TransferTable,
 )
-from aecnn_deploy.reports.offloading_lines import key_words
+from aecnn_deploy.reports.offloading_lines import key_title, key_words
 from aecnn_deploy.reports.offloading_numbers import (
     Named,
     by_label,
@@ -32,7 +32,7 @@ from aecnn_deploy.reports.offloading_numbers import (
     score,
     value_text,
 )
-from aecnn_deploy.reports.page import Html, join, paragraph, table
+from aecnn_deploy.reports.page import Html, join, paragraph, table, words
 
 # How a kind of bound is known, and what it is; the first that fits counts.
 _MEANINGS = (
@@ -41,28 +41,25 @@ _MEANINGS = (
     ("lp", "each slot alone, as if tasks could be split between options and queues were empty"),
     ("exact", "the best decision of each slot by what is known in it, played slot after slot, without a look ahead"),
 )
-_ROW_HEADER = (
-    "score, 1/s", "behind the best, 1/s", "ahead in", "below the bound, %", "accuracy in time, %", "success, %",
-    "throughput, 1/s", "energy, J", "decision, ms",
-)  # fmt: skip
 _ROW_NOTE = (
-    "Behind the best: the best score less the policy's, mean ± deviation of the differences seed by seed; ahead in: "
-    "seeds in which the best is ahead. Energy is of a task, on the device; a decision's time is the median."
+    "Behind the best: the best score less the policy's, mean ± deviation of the differences seed by seed; best ahead: "
+    "in so many seeds. Accuracy is that of the tasks in time. Energy is of a task, on the device; a decision's time is "
+    "the median."
 )
 
 
 def bound_words(document: Comparison | Sweep, bound: Bound) -> str:
     """What the bound is, whether a policy can pass it, and over what it was taken."""
     meaning = next((meaning for mark, meaning in _MEANINGS if mark in bound.kind.lower()), None)
-    words = f"The bound, “{bound.kind}”" + (f": {meaning}." if meaning else ".")
+    said = f"The bound, “{bound.kind}”" + (f": {meaning}." if meaning else ".")
     if bound.holds is not None:
-        words += " No policy's score can be higher." if bound.holds else " A policy with foresight may pass it."
+        said += " No policy's score can be higher." if bound.holds else " A policy with foresight may pass it."
     if bound.proven_share is not None:
-        words += f" Solved to its proven optimum in {_floor_percent(bound.proven_share)} % of the cases."
+        said += f" Solved to its proven optimum in {_floor_percent(bound.proven_share)} % of the cases."
     other = other_worlds(document, bound)
     if other:
-        words += f" It was taken over other worlds: {'; '.join(other)}. Distances to it are between different worlds."
-    return words
+        said += f" It was taken over other worlds: {'; '.join(other)}. Distances to it are between different worlds."
+    return said
 
 
 def comparison_tables(document: Comparison, figure: Html) -> Html:
@@ -70,11 +67,12 @@ def comparison_tables(document: Comparison, figure: Html) -> Html:
     rows = named(document.rows)
     intro = f"{plural(len(rows), 'policy', 'policies')}, all in the same worlds. {_worlds(document)}"
     bound = [paragraph(bound_words(document, document.bound))] if document.bound else []
-    body = [[item.name, *_cells(item.row, rows[0].row, document, document.bound)] for item in rows]
+    header = _columns(document, document.rows)
+    body = [[item.name, *_cells(item.row, rows[0].row, document, document.bound, header)] for item in rows]
     if document.bound:
         mean = Spread(document.bound.score_mean, document.bound.score_sd, len(document.seeds))
-        body.append([f"bound: {document.bound.kind}", plus_minus(mean), *[DASH] * (len(_ROW_HEADER) - 1)])
-    made = table(f"Policies in {document.scenario}", ("policy", *_ROW_HEADER), body, note=_ROW_NOTE)
+        body.append([f"bound: {document.bound.kind}", plus_minus(mean), *[DASH] * (len(header) - 1)])
+    made = table(f"Policies in {document.scenario}", ("policy", *header), body, note=_ROW_NOTE)
     return join(paragraph(intro), *bound, figure, made)
 
 
@@ -97,18 +95,19 @@ def sweep_tables(sweep: Sweep, lines: Html, far: Html) -> Html:
     missing = [value for value in sweep.vary.values if repr(value) not in {repr(point.value) for point in points}]
     if missing:
         parts.append(paragraph(f"Not simulated yet: {', '.join(map(value_text, missing))}."))
-    parts += [paragraph(words) for words in dict.fromkeys(bound_words(sweep, bound) for bound in bounds)]
+    parts += [paragraph(said) for said in dict.fromkeys(bound_words(sweep, bound) for bound in bounds)]
     parts += [lines, table(f"Score, 1/s, against {key}", header, scores)]
     if bounds:
         distances = grid(lambda row, point: _distance_text(distance(row, point.bound, sweep.seeds)))
         parts += [far, table(f"Below the bound, %, against {key}", header, distances)]
+    columns = _columns(sweep, [row for point in points for row in point.rows])
     every = []
     for point in points:
         rows = named(point.rows)
-        every += [
-            [value_text(point.value), item.name, *_cells(item.row, rows[0].row, sweep, point.bound)] for item in rows
-        ]
-    whole = table(f"Every number against {key}", (key, "policy", *_ROW_HEADER), every, note=_ROW_NOTE)
+        for item in rows:
+            cells = _cells(item.row, rows[0].row, sweep, point.bound, columns)
+            every.append([value_text(point.value), words(item.name), *cells])
+    whole = table(f"Every number against {key}", (key, "policy", *columns), every, note=_ROW_NOTE)
     parts.append(Html(f"<details><summary>All {len(every)} rows as a table</summary>\n{whole}</details>\n"))
     return join(*parts)
 
@@ -131,9 +130,9 @@ def transfer_table(document: TransferTable) -> Html:
     body = [
         [
             f"{row.scenario}",
-            row.policy,
-            row.trained_on,
-            number(row.score_mean) + (f" ± {number(row.score_sd)}" if row.score_sd is not None else ""),
+            words(row.policy),
+            words(row.trained_on),
+            plus_minus(Spread(row.score_mean, row.score_sd, 0)),
             percent(row.ratio),
         ]
         for row in document.rows
@@ -155,7 +154,8 @@ def droo_table(document: DrooTable) -> Html:
         for row in document.rows
     ]
     header = ("policy", "critic evaluations", "rate over the optimum", "5th percentile", "optimal, %", "decision, ms")
-    return table("Rates on DROO's channels", header, body)
+    note = "± is the deviation that the document has: over runs with other seeds, or over other policies of the kind."
+    return table("Rates on DROO's channels", header, body, note=note)
 
 
 def findings(documents: Documents) -> tuple[str, ...]:
@@ -170,13 +170,13 @@ def findings(documents: Documents) -> tuple[str, ...]:
 def _compared(document: Comparison) -> str:
     best, *others = named(document.rows)
     value = plus_minus(score(best.row, len(document.seeds)))
-    words = f"{document.scenario}: {best.name} is best, {value} right answers in time a second"
+    said = f"{document.scenario}: {best.name} is best, {value} right answers in time a second"
     if others:
-        words += f", ahead of {_ahead(best, others[0], len(document.seeds))}"
+        said += f", ahead of {_ahead(best, others[0], len(document.seeds))}"
     far = distance(best.row, document.bound, document.seeds)
     if far is not None and document.bound:
-        words += f"; {_below(far)} ({document.bound.kind})"
-    return words + "."
+        said += f"; {_below(far)} ({document.bound.kind})"
+    return said + "."
 
 
 def _ahead(best: Named, other: Named, seeds: int) -> str:
@@ -193,7 +193,7 @@ def _swept(sweep: Sweep) -> str:
         best = named(point.rows)[0].name
         wins[best] = wins.get(best, 0) + 1
     told = ", ".join(f"{name} at {count}" for name, count in sorted(wins.items(), key=lambda pair: -pair[1]))
-    words = f"{sweep.scenario}, {key_words(sweep.vary.key)} at {plural(len(points), 'value')}: best is {told}"
+    said = f"{sweep.scenario}, {key_title(sweep.vary.key)} at {plural(len(points), 'value')}: best is {told}"
     name = max(wins, key=lambda name: wins[name])
     found = [
         far.mean
@@ -203,8 +203,8 @@ def _swept(sweep: Sweep) -> str:
     ]
     if found:
         low, high = (f"{100 * value:.1f}".replace("-", "−") for value in (min(found), max(found)))
-        words += f"; {name} is {low} to {high} % below the bound"
-    return words + "."
+        said += f"; {name} is {low if low == high else f'{low} to {high}'} % below the bound"
+    return said + "."
 
 
 def _moved(documents: Documents) -> Iterator[str]:
@@ -218,21 +218,42 @@ def _moved(documents: Documents) -> Iterator[str]:
                 )
 
 
-def _cells(row: PolicyRow, best: PolicyRow, document: Comparison | Sweep, bound: Bound | None) -> list[str]:
+def _columns(document: Comparison | Sweep, rows: Sequence[PolicyRow]) -> list[str]:
+    """The header of ``_cells``: what no row has gets no column."""
+    several = [row.scores for row in rows if row.scores]
+    bounds = [document.bound] if isinstance(document, Comparison) else [point.bound for point in document.points]
+    columns = (
+        ("score, 1/s", True),
+        ("behind the best, 1/s", True),
+        ("best ahead", several),
+        ("below the bound, %", any(bounds)),
+        ("accuracy, %", True),
+        ("success, %", True),
+        ("throughput, 1/s", True),
+        ("energy, J", any(row.energy_j_mean is not None for row in rows)),
+        ("decision, ms", any(row.decision_ms_p50 is not None for row in rows)),
+    )
+    return [title for title, there in columns if there]
+
+
+def _cells(
+    row: PolicyRow, best: PolicyRow, document: Comparison | Sweep, bound: Bound | None, header: Sequence[str]
+) -> list[str]:
     seeds = len(document.seeds)
     pair = None if row is best else paired(best, row)
     behind = number(best.score_mean - row.score_mean) if pair is None else plus_minus(pair.spread)
-    return [
-        plus_minus(score(row, seeds)),
-        DASH if row is best else behind,
-        DASH if pair is None else f"{pair.ahead} of {seeds}",
-        _distance_text(distance(row, bound, document.seeds)),
-        _share(row.accuracy_mean, row.accuracy_sd),
-        _share(row.success_mean, row.success_sd),
-        number(row.throughput_mean),
-        DASH if row.energy_j_mean is None else number(row.energy_j_mean),
-        milliseconds(row.decision_ms_p50),
-    ]
+    cells = {
+        "score, 1/s": plus_minus(score(row, seeds)),
+        "behind the best, 1/s": DASH if row is best else behind,
+        "best ahead": DASH if pair is None else f"{pair.ahead} of {seeds}",
+        "below the bound, %": _distance_text(distance(row, bound, document.seeds)),
+        "accuracy, %": _share(row.accuracy_mean, row.accuracy_sd),
+        "success, %": _share(row.success_mean, row.success_sd),
+        "throughput, 1/s": number(row.throughput_mean),
+        "energy, J": DASH if row.energy_j_mean is None else number(row.energy_j_mean),
+        "decision, ms": milliseconds(row.decision_ms_p50),
+    }
+    return [cells[title] for title in header]
 
 
 def _at(point: SweepPoint, name: str, show: Callable[[PolicyRow, SweepPoint], str]) -> str:
@@ -259,10 +280,10 @@ def _ends(runs: Sequence[TrainingRun]) -> list[str]:
 def _worlds(document: Comparison | Sweep) -> str:
     seeds = document.seeds
     names = ", ".join(map(str, seeds)) if len(seeds) <= 10 else f"{min(seeds)} to {max(seeds)}"
-    words = f"{plural(len(seeds), 'seed').capitalize()}: {names}"
-    words += f"; {plural(document.batch, 'world')} of each" if document.batch is not None else ""
-    words += f"; {plural(document.slots, 'slot')} an episode" if document.slots is not None else ""
-    return words + ("." if len(seeds) > 1 else ". One seed has no deviation: read no difference into small ones.")
+    said = f"{plural(len(seeds), 'seed').capitalize()}: {names}"
+    said += f"; {plural(document.batch, 'world')} of each" if document.batch is not None else ""
+    said += f"; {plural(document.slots, 'slot')} an episode" if document.slots is not None else ""
+    return said + ("." if len(seeds) > 1 else ". One seed has no deviation: read no difference into small ones.")
 
 
 def _distance_text(value: Spread | None) -> str:
