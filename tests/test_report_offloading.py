@@ -11,12 +11,13 @@ import typer
 from aecnn_deploy.cli import report as report_command
 from aecnn_deploy.errors import RunFormatError, SettingsError
 from aecnn_deploy.reports import canvas
-from aecnn_deploy.reports import offloading_documents as documents
-from aecnn_deploy.reports.offloading_documents import CurveLine, Documents, TrainingRun, read_documents
+from aecnn_deploy.reports import offloading_reading as reading
+from aecnn_deploy.reports.offloading_documents import CurveLine, Documents, TrainingRun
 from aecnn_deploy.reports.offloading_figures import draw_comparison, draw_droo, draw_transfer
 from aecnn_deploy.reports.offloading_lines import draw_distance, draw_learning, draw_sweep
 from aecnn_deploy.reports.offloading_looks import label, looks
 from aecnn_deploy.reports.offloading_numbers import all_policies, distance, mean_curve, named, paired, value_text
+from aecnn_deploy.reports.offloading_reading import read_documents
 from aecnn_deploy.reports.report import build_report, make_report
 from tests.offloading_documents import (
     POLICIES,
@@ -106,11 +107,18 @@ class TestReading:
         assert "its last line is incomplete" in page_of(found)
 
     def test_other_json_within_a_folder_is_left_out_and_named(self, tmp_path: Path) -> None:
-        (tmp_path / "settings.json").write_text('{"hidden": 64}')
+        (tmp_path / "other.json").write_text('{"hidden": 64}')
         (tmp_path / "comparison.json").write_text(json.dumps(comparison()))
         found = read_documents([tmp_path])
-        assert found.left_out == (str(tmp_path / "settings.json"),)
-        assert "settings.json" in page_of(found)
+        assert found.left_out == (str(tmp_path / "other.json"),)
+        assert "other.json" in page_of(found)
+
+    def test_the_settings_beside_curves_are_shown_with_them(self, tmp_path: Path) -> None:
+        run = write_curves(tmp_path / "run", curve_lines(0))
+        (run / "settings.json").write_text('{"method": "grl", "scenario": {"x": 1}, "settings": {"hidden": 64}}')
+        found = read_documents([tmp_path])
+        assert found.left_out == ()
+        assert found.sources[0].made == {"method": "grl", "settings": {"hidden": 64}}
 
     def test_a_file_that_is_given_twice_counts_once(self, tmp_path: Path) -> None:
         path = tmp_path / "comparison.json"
@@ -171,7 +179,7 @@ class TestReading:
         (tmp_path / "curves.jsonl").write_text("\n")
         with pytest.raises(RunFormatError, match="no line of curves yet"):
             read_documents([tmp_path])
-        monkeypatch.setattr(documents, "MAX_BYTES", 100)
+        monkeypatch.setattr(reading, "MAX_BYTES", 100)
         with pytest.raises(RunFormatError, match="over the limit of 100 bytes"):
             read(tmp_path, comparison())
 

@@ -37,9 +37,9 @@ KEYS = MappingProxyType(
 )
 QUANTITIES = MappingProxyType(
     {
-        "eval_score": "score on evaluation seeds, 1/s",
-        "eval_success": "success on evaluation seeds, %",
-        "train_score": "score in training, 1/s",
+        "eval_score": "evaluation score",
+        "eval_success": "evaluation success, %",
+        "train_score": "training score",
         "loss": "loss",
     }
 )
@@ -154,9 +154,10 @@ def learning_figure(runs: Sequence[TrainingRun], looks: Looks, name: str) -> Dra
             said.append(f"{title}, {curve.mean[-1]:.4g} after {curve.slots[-1]:,.0f} slots")
     caption = (
         "Thin: each run. Thick: the mean over the runs of a label as far as all of them go, with a band of a standard "
-        "deviation on both sides. Evaluation seeds are apart from training seeds."
+        "deviation on both sides. Evaluations have seeds that are not trained on. Scores are as the training counts "
+        "them: of a task, or of a second."
     )
-    alt = "Learning curves" + (f"; score on evaluation seeds: {'; '.join(said)}." if said else ".")
+    alt = "Learning curves" + (f"; evaluation score: {'; '.join(said)}." if said else ".")
     return Drawing(name, png(draw_learning(runs, looks)), alt, caption)
 
 

@@ -118,7 +118,7 @@ def learning_table(runs: Sequence[TrainingRun]) -> Html:
     for title, mine in by_label(runs).items():
         seeds = ", ".join(str(run.seed) for run in mine if run.seed is not None) or DASH
         body.append([title, f"{len(mine)}", seeds, *_ends(mine)])
-    header = ("training", "runs", "seeds", "slots", "last score, 1/s", "best score, 1/s", "last success, %", "took, s")
+    header = ("training", "runs", "seeds", "slots", "last score", "best score", "last success, %", "took, s")
     note = (
         "Scores and success are on evaluation seeds: of each run's last evaluation, and of its best one, mean ± "
         "deviation over the runs. The best evaluation of a run flatters it: other seeds judge a policy."

@@ -19,8 +19,9 @@ from aecnn_deploy import __version__
 from aecnn_deploy.errors import SettingsError, TrainingError
 from aecnn_deploy.planning.paper import paper_table
 from aecnn_deploy.reports.analysis import Given, analyse, draw
-from aecnn_deploy.reports.offloading_documents import Documents, read_documents
+from aecnn_deploy.reports.offloading_documents import Documents
 from aecnn_deploy.reports.offloading_page import TITLE, offloading
+from aecnn_deploy.reports.offloading_reading import read_documents
 from aecnn_deploy.reports.page import Chapter, page
 from aecnn_deploy.reports.points import Group, read_groups
 from aecnn_deploy.reports.sections import sections, summary
