@@ -49,7 +49,7 @@ SWEEPS: Mapping[str, Sweep] = MappingProxyType(
         "deadline": Sweep("devices.deadline_ms", ([30, 75], [45, 110], [60, 150], [90, 225], [120, 300])),
         "capacity": Sweep(
             "servers.capacity",
-            ([0.5, 0.375, 0.25], [0.75, 0.5625, 0.375], [1.0, 0.75, 0.5], [1.5, 1.125, 0.75], [2.0, 1.5, 1.0]),
+            ([0.4, 0.3, 0.2], [0.6, 0.45, 0.3], [0.8, 0.6, 0.4], [1.0, 0.75, 0.5], [2.0, 1.5, 1.0]),
         ),
         "estimates": Sweep("uncertainty.estimate_error", (0.0, 0.05, 0.1, 0.2, 0.35, 0.5)),
     }

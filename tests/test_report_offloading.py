@@ -276,6 +276,9 @@ class TestFigures:
         axes = draw_sweep(document, look).axes[0]
         assert axes.lines[0].get_xdata().tolist() == [0, 1]
         assert [item.get_text() for item in axes.get_xticklabels()] == ["90–200", "40–80"]
+        ((_, document),) = read(tmp_path, sweep("servers.capacity", [[1.0, 0.75, 0.5], [2.0]])).sweeps
+        axes = draw_sweep(document, look).axes[0]
+        assert [item.get_text() for item in axes.get_xticklabels()] == ["1\n0.75\n0.5", "2"]
 
     def test_a_sweep_without_bounds_and_with_a_policy_missing_somewhere_is_drawn(self, tmp_path: Path) -> None:
         document = sweep(values=[1, 2])

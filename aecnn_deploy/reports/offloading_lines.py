@@ -10,7 +10,7 @@ from typing import Any
 
 from aecnn_deploy.optional import require
 from aecnn_deploy.reports.canvas import WHY, Drawing, canvas, png
-from aecnn_deploy.reports.offloading_documents import PolicyRow, Sweep, SweepPoint, TrainingRun
+from aecnn_deploy.reports.offloading_documents import PolicyRow, Sweep, SweepPoint, TrainingRun, Value
 from aecnn_deploy.reports.offloading_figures import FINE, SCORE, Looks, legend
 from aecnn_deploy.reports.offloading_looks import BOUND, label
 from aecnn_deploy.reports.offloading_numbers import (
@@ -223,7 +223,7 @@ def _placed(points: Sequence[SweepPoint], *, numeric: bool) -> list[tuple[float,
 
 def _value_axis(axes: Any, sweep: Sweep, points: Sequence[SweepPoint], *, numeric: bool) -> None:
     places = [x for x, _ in _placed(points, numeric=numeric)]
-    words = [label(value_text(point.value), 18) for point in points]
+    words = [_tick(point.value) for point in points]
     if numeric and places[0] > 0 and places[-1] > 15 * places[0]:
         ticker = require("matplotlib.ticker", why=WHY)
         axes.set_xscale("log")
@@ -233,10 +233,17 @@ def _value_axis(axes: Any, sweep: Sweep, points: Sequence[SweepPoint], *, numeri
         gaps = [b - a for a, b in pairwise(places)]
         if not numeric or min(gaps, default=1.0) > 0.07 * (places[-1] - places[0]):
             axes.set_xticks(places, words)
-    if not numeric and max(map(len, words)) > 48 / len(words):
+    if not numeric and max(len(line) for text in words for line in text.split("\n")) > 48 / len(words):
         axes.set_xticks(places, words, rotation=25, ha="right", rotation_mode="anchor")
     axes.set_xlabel(label(key_words(sweep.vary.key), 60), fontsize=9)
     axes.tick_params(labelsize=8.5)
+
+
+def _tick(value: Value) -> str:
+    """A value on an axis; a list of several has a line for each."""
+    if isinstance(value, tuple) and 2 < len(value) <= 6:
+        return "\n".join(label(value_text(item), 18) for item in value)
+    return label(value_text(value), 18)
 
 
 def _several(sweep: Sweep) -> bool:
