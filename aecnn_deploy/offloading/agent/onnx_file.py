@@ -1,7 +1,6 @@
 """Writing a trained policy as one ONNX file, checked against torch before it is there."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -32,6 +31,7 @@ def policy_facts(trainer: Trainer) -> PolicyFacts:
         slots=trainer.slot,
         prices={"radio": prices.radio, "edge": prices.edge, "device": prices.device},
         residuals={name: [round(float(value), 6) for value in getattr(residuals, name)] for name in KINDS},
+        chances=trainer.chances.network(),
     )
 
 
@@ -39,25 +39,27 @@ def write_policy(actor: GraphActor, facts: PolicyFacts, path: Path) -> None:
     """The policy file at ``path``, written beside it and renamed. Raises VerificationError: it scores otherwise."""
     onnx = require("onnx", why="policy export", extra="offloading")
     actor = actor.eval()
-    example = _inputs(*_SIZES[0])
-    names = {0: "worlds", 1: "devices", 2: "servers", 3: "options"}
-    shapes: tuple[dict[int, Any], ...] = (
-        names,
-        {0: "worlds", 1: "devices"},
-        {0: "worlds", 1: "servers"},
-        {0: "worlds", 1: "devices"},
+    beside = path.with_name(path.name + ".part")
+    worlds, devices, servers, options = (
+        torch.export.Dim(name, min=1) for name in ("worlds", "devices", "servers", "options")
     )
-    torch.onnx.export(
+    program = torch.onnx.export(
         actor,
-        tuple(example),
+        tuple(_inputs(*_SIZES[-1])),
         input_names=list(INPUTS),
         output_names=["scores"],
-        dynamic_axes=dict(zip(INPUTS, shapes, strict=True)),
-        dynamo=False,
-        opset_version=17,
-        f=str(beside := path.with_name(path.name + ".part")),
+        dynamic_shapes=(
+            {0: worlds, 1: devices, 2: servers, 3: options},
+            {0: worlds, 1: devices},
+            {0: worlds, 1: servers},
+            {0: worlds, 1: devices},
+        ),
+        dynamo=True,
+        opset_version=18,
+        verbose=False,
     )
-    model = onnx.load(beside)
+    assert program is not None
+    model = program.model_proto
     entry = model.metadata_props.add()
     entry.key, entry.value = METADATA_KEY, facts_text(facts)
     onnx.checker.check_model(model)

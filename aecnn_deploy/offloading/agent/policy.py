@@ -15,6 +15,7 @@ import numpy as np
 from aecnn_deploy.errors import PolicyError
 from aecnn_deploy.offloading.agent.critic import ModelCritic, Prices
 from aecnn_deploy.offloading.agent.features import FEATURES, LOCAL_FEATURES, PATH_FEATURES, SERVER_FEATURES, graph_of
+from aecnn_deploy.offloading.agent.learned import ChanceNetwork, LearnedCritic
 from aecnn_deploy.offloading.agent.residuals import KINDS, Residuals
 from aecnn_deploy.offloading.agent.search import Critic, SearchSettings, decide
 from aecnn_deploy.offloading.mec.observation import Actions, Floats, Observation, unpacked
@@ -27,6 +28,7 @@ MOST_BYTES = 64 * 2**20  # of a policy file
 
 SEARCH = SearchSettings(moves=2, changes=16, steps=1)
 SAMPLES = 8
+CRITICS = ("model", "learned")
 
 
 class PolicyFacts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -41,6 +43,7 @@ class PolicyFacts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     slots: int  # of training
     prices: dict[str, float]
     residuals: dict[str, list[float]]
+    chances: ChanceNetwork  # the learned critic
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,14 @@ class PolicyFile:
     def prices(self) -> Prices:
         """What it has learned of work left to later slots."""
         return Prices(**self.facts.prices)
+
+    def critic(self, kind: str, samples: int = SAMPLES) -> Critic:
+        """The critic "model" or "learned". Raises PolicyError: there is no such one."""
+        if kind == "model":
+            return ModelCritic(self.residuals(), self.prices(), samples=samples)
+        if kind == "learned":
+            return LearnedCritic(self.facts.chances, self.prices())
+        raise PolicyError(f"no critic is called {kind!r}; known are {', '.join(CRITICS)}")
 
 
 def read_policy(path: Path, *, threads: int = 1) -> PolicyFile:
@@ -91,7 +102,7 @@ def read_policy(path: Path, *, threads: int = 1) -> PolicyFile:
         raise PolicyError(f"{path} takes other inputs than {', '.join(INPUTS)}; {remedy}")
     found = PolicyFile(path, facts, session)
     found.residuals()
-    found.prices()
+    found.critic("learned")
     return found
 
 
@@ -120,7 +131,7 @@ def facts_text(facts: PolicyFacts) -> str:
 
 
 class GraphPolicy:
-    """Decides by a policy file. ``critic``: in place of the critic by model."""
+    """Decides by a policy file. ``critic``: "model", "learned", or one of the caller's own."""
 
     def __init__(
         self,
@@ -129,11 +140,11 @@ class GraphPolicy:
         name: str = "grl",
         search: SearchSettings = SEARCH,
         samples: int = SAMPLES,
-        critic: Critic | None = None,
+        critic: Critic | str = "model",
     ) -> None:
         self.file, self.search = file, search
         self._name = name
-        self._critic = critic or ModelCritic(file.residuals(), file.prices(), samples=samples)
+        self._critic = file.critic(critic, samples) if isinstance(critic, str) else critic
 
     @property
     def name(self) -> str:
@@ -151,6 +162,6 @@ class GraphPolicy:
         return unpacked(chosen, places, seen.devices)
 
 
-def load_policy(path: Path, *, name: str | None = None) -> GraphPolicy:
+def load_policy(path: Path, *, name: str | None = None, critic: str = "model") -> GraphPolicy:
     """The policy at ``path``, ready to decide. Raises PolicyError."""
-    return GraphPolicy(read_policy(path), name=name or path.stem)
+    return GraphPolicy(read_policy(path), name=name or path.stem, critic=critic)

@@ -58,7 +58,7 @@ def _document(scenario: Scenario, settings: TrainSettings) -> dict[str, Any]:
     return {
         "version": __version__,
         "method": "grl",
-        "scenario": msgspec.to_builtins(scenario),
+        "scenario": json.loads(msgspec.json.encode(scenario)),
         "settings": json.loads(json.dumps(settings.document())),
     }
 

@@ -25,6 +25,7 @@ class TrainSettings:
     batch: int = 64
     updates: int = 4  # gradient steps after each slot
     replay: int = 4096  # decisions that are kept
+    explore: float = 0.1  # chance of a device to do otherwise, in every other world: the learned critic must see it
     samples: int = 8  # futures of the critic while training
     search: SearchSettings = field(default_factory=lambda: SearchSettings(moves=3, changes=32, steps=3))
     price_slots: int = 40  # of each trial of the prices of work left
@@ -38,6 +39,8 @@ class TrainSettings:
                 raise SettingsError(f"{name} is {getattr(self, name)}, expected at least 1")
         if not 0 < self.learning_rate < 1:
             raise SettingsError(f"learning_rate is {self.learning_rate}, expected more than 0 and less than 1")
+        if not 0 <= self.explore <= 1:
+            raise SettingsError(f"explore is {self.explore}, expected 0 to 1")
         if not 0 <= self.seed < TRAINING_SEED // 2:
             raise SettingsError(f"seed is {self.seed}, expected 0 to {TRAINING_SEED // 2 - 1}")
 

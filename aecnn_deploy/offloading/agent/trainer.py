@@ -12,9 +12,11 @@ import numpy as np
 import torch
 from torch import nn
 
+from aecnn_deploy.offloading.agent.chances import ChanceTrainer
 from aecnn_deploy.offloading.agent.critic import ModelCritic, Prices
 from aecnn_deploy.offloading.agent.features import Floats32, Graph, graph_of
 from aecnn_deploy.offloading.agent.network import GraphActor
+from aecnn_deploy.offloading.agent.policy import SEARCH
 from aecnn_deploy.offloading.agent.residuals import Experience, Residuals
 from aecnn_deploy.offloading.agent.search import decide
 from aecnn_deploy.offloading.agent.settings import TRAINING_SEED, VALIDATION_SEED, TrainSettings
@@ -23,7 +25,7 @@ from aecnn_deploy.offloading.mec.scenario import Scenario
 from aecnn_deploy.offloading.mec.world import World
 
 GRAPH_PARTS = ("path", "local", "server", "active")
-_PRICE_STEPS = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
+_PRICE_STEPS = (0.0, 1.0, 2.0, 4.0, 8.0, 16.0)
 _CRITIC_SLOTS = 10  # until the critic takes up what has been learned of estimates meanwhile, with other futures
 
 
@@ -92,6 +94,7 @@ class Trainer:
         )
         self.rng = np.random.default_rng(settings.seed)
         self.experience, self.prices = Experience(), Prices()
+        self.chances = ChanceTrainer(settings.seed)
         self.world = World(scenario, batch=settings.worlds, seed=TRAINING_SEED + settings.seed)
         self.replay: Replay | None = None
         self.slot = 0
@@ -123,8 +126,10 @@ class Trainer:
             self._critic = self.critic()
         seen, truth = self.world.observe(), self.world.truth()
         actions = decide(self.scored(seen), seen, self._critic, settings.search)
-        outcome = self.world.step(actions)
-        self.experience.learn(seen, truth, actions, outcome.sent)
+        played = self._explored(actions)
+        outcome = self.world.step(played)
+        self.experience.learn(seen, truth, played, outcome.sent)
+        self.chances.learn(seen, played, outcome.in_time)
         self.scores.append(float(outcome.reward.sum() / max(outcome.active.sum(), 1)))
         graph = graph_of(seen)
         if self.replay is None:
@@ -144,6 +149,12 @@ class Trainer:
         self.slot += 1
         if self.slot in {int(share * settings.slots) for share in settings.price_after}:
             self.learn_prices()
+
+    def _explored(self, actions: Actions) -> Actions:
+        """``actions``, but for some devices of every other world."""
+        otherwise = self.rng.random(actions.shape) < self.settings.explore
+        otherwise[::2] = False
+        return np.where(otherwise, self.rng.integers(self.world.choices, size=actions.shape), actions)
 
     def learn_prices(self) -> None:
         """What a second of work left costs: each price in turn, as the worlds of training seeds reward it."""
@@ -169,7 +180,7 @@ class Trainer:
         worth = arrived = 0.0
         for _ in range(slots):
             seen = world.observe()
-            outcome = world.step(decide(self.scored(seen), seen, critic, self.settings.search))
+            outcome = world.step(decide(self.scored(seen), seen, critic, SEARCH))
             worth += outcome.reward.sum()
             arrived += outcome.active.sum()
         return float(worth / max(arrived, 1.0))
@@ -193,6 +204,7 @@ class Trainer:
             "world": json.dumps(self.world.draws()),
             "prices": asdict(self.prices),
             "experience": {name: torch.from_numpy(logs) for name, logs in self.experience.logs().items()},
+            "chances": self.chances.state(),
             "scores": self.scores,
             "replay": None
             if replay is None
@@ -213,6 +225,7 @@ class Trainer:
         self.world.go_on(json.loads(state["world"]))
         self.prices = Prices(**state["prices"])
         self.experience.put({name: logs.numpy() for name, logs in state["experience"].items()})
+        self.chances.restore(state["chances"])
         self.scores = list(state["scores"])
         kept = state["replay"]
         if kept is not None:
