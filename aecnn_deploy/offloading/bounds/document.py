@@ -65,7 +65,7 @@ def bound_document(
             policy = ExactPolicy(time_limit_s=time_limit_s or 20.0)
             short = shortened(scenario, slots)
             row = evaluate(policy, short, [seed], batch=batch, timed_slots=0, on_slot=on_slot)
-            scores.append(row.episodes[0].score)
+            scores.append(float(row.episodes[0].score))
             shares.append(policy.proven_share)
         else:
             each = per_slot_bound(

@@ -1,11 +1,11 @@
 """What one server can do in a slot, for every set of devices at once: dynamic programming over labels.
 
-The server takes its tasks in an order that no decision changes: by the time when they would be ready, which is known for
-each device and option. So its choices are gone through in that order, and what was chosen so far comes down to a label:
-the devices that were taken (a bit each), when the access point and the server are free, and what was lost against each
-device's best option. Of two labels of the same devices, one that is free no later in both places and has lost no more
-leads to everything that the other leads to, and the other is dropped. The sums are those of ``mec.line.serve``, in the
-same order: a task in time by the labels is in time in the simulator, to the last bit.
+The server takes its tasks in an order that no decision changes: by the time when they would be ready, which is known
+for each device and option. So its choices are gone through in that order, and what was chosen so far comes down to a
+label: the devices that were taken (a bit each), when the access point and the server are free, and what was lost
+against each device's best option. Of two labels of the same devices, one that is free no later in both places and has
+lost no more leads to everything that the other leads to, and the other is dropped. The sums are those of
+``mec.line.serve``, in the same order: a task in time by the labels is in time in the simulator, to the last bit.
 """
 
 import time

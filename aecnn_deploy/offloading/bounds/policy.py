@@ -1,4 +1,4 @@
-"""The exact optimum of each slot as a policy: what it sees, it plays as well as can be; of later slots it knows nothing."""
+"""The exact optimum of each slot as a policy. It trusts what it sees, and of later slots it knows nothing."""
 
 import numpy as np
 
@@ -10,8 +10,8 @@ from aecnn_deploy.offloading.mec.observation import Actions, Observation
 class ExactPolicy:
     """Plays ``exact_slot`` in each world. ``slots``, ``proven`` and ``gap`` count over all episodes.
 
-    A slot that is not solved within ``time_limit_s`` is played as well as was found, and ``gap`` grows by the value that
-    may be missing there. Raises SettingsError: a limit that is not positive.
+    A slot that is not solved within ``time_limit_s`` is played as well as was found, and ``gap`` grows by the value
+    that may be missing there. Raises SettingsError: a limit that is not positive.
     """
 
     name = "exact"

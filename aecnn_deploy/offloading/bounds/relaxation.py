@@ -1,13 +1,15 @@
 """An upper bound whatever the order of service: each machine has only so much time between two moments.
 
-A machine is a device's processor, an access point or a server; it works on one task at a time. A task that is in time by
-one of its alternatives occupies each machine on the way for a known time without a break, within a window: not before
-its earliest readiness, and early enough for what must follow. Between any moments R and D a machine has D − R seconds
-for what must be done there. These intervals, found as they are needed, bound the value by a linear programme, and with
-whole tasks by an integer one; no order, no queue and no drop rule is assumed, so what any policy achieves in the
-simulator satisfies them all (docs/bounds.md has the proof).
+A machine is a device's processor, an access point or a server; it works on one task at a time. A task that is in time
+by one of its alternatives occupies each machine on the way for a known time without a break, within a window: not
+before its earliest readiness, and early enough for what must follow. Between any moments R and D a machine has D − R
+seconds for what must be done there. These intervals, found as they are needed, bound the value by a linear programme,
+and with whole tasks by an integer one. No order, no queue and no drop rule is assumed, so what any policy achieves in
+the simulator satisfies them all (docs/bounds.md has the proof).
 """
 
+import os
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -27,6 +29,7 @@ _VIOLATED_MS = 1e-4  # an interval is added where it is overfull by this much
 _CUTS = 40  # intervals of one machine that are added at once
 _ROUNDS = 60
 _GAIN = 1e-5  # of the bound: less from one round ends the rounds
+_RELATIVE_GAP = 1e-4  # of the integer programme
 _WHY = "a bound by linear programming"
 
 
@@ -62,7 +65,7 @@ class Relaxed:
 
     bound: float
     lp_bound: float  # of the linear programme
-    proven: bool  # ``bound`` is the optimum of the relaxation that was asked for, not only a bound of it
+    proven: bool  # ``bound`` is the relaxation's optimum to one part in 10,000: more time would give no less
     intervals: int
 
 
@@ -202,7 +205,7 @@ class _Programme:
                 constraints=optimize.LinearConstraint(matrix, -np.inf, limits),
                 bounds=optimize.Bounds(0, 1),
                 integrality=np.ones(len(self.value)),
-                options={"time_limit": time_limit_s, "mip_rel_gap": 1e-6},
+                options={"time_limit": time_limit_s, "mip_rel_gap": _RELATIVE_GAP},
             )
         bound = np.inf if done.mip_dual_bound is None else -float(done.mip_dual_bound)
         x = np.zeros(len(self.value)) if done.x is None else np.round(done.x)
@@ -254,9 +257,6 @@ class _Programme:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """HiGHS prints debugging lines from its heuristics to the process's standard output; they are thrown away."""
-    import os
-    import sys
-
     sys.stdout.flush()
     kept = os.dup(1)
     nowhere = os.open(os.devnull, os.O_WRONLY)
