@@ -19,6 +19,7 @@ Ints = NDArray[np.int64]
 
 _NEIGHBOURS = 6  # how many labels before it in order one is compared with: more finds little more
 _GROWTH = 1.4  # labels are sifted when there are so many times more than after the last sifting
+_SPARED = 50  # and so few are not sifted at all
 _BINS = 1 << 20  # of the loss, where labels are sorted
 _SLACK = 1e-12  # of sums of losses, which are added in another order here than elsewhere
 
@@ -146,7 +147,7 @@ def server_table(lane: Lane, budget: float, effort: Effort) -> Table:
             np.concatenate([labels.number, np.arange(count, count + len(free))]),
         )
         count += len(free)
-        if len(labels.taken) > _GROWTH * sifted + 50:
+        if len(labels.taken) > _GROWTH * sifted + _SPARED:
             if lane.shared_radio:
                 labels = labels.sifted(lane.ready_s[choice], least_air[choice + 1], _BINS / (budget + 1e-9) / 2)
             else:
