@@ -27,8 +27,7 @@ Ints = NDArray[np.int64]
 _SLACK_MS = 1e-6  # of every interval, against rounding
 _VIOLATED_MS = 1e-4  # an interval is added where it is overfull by this much
 _CUTS = 40  # intervals of one machine that are added at once
-_ROUNDS = 60
-_GAIN = 1e-5  # of the bound: less from one round ends the rounds
+_ROUNDS = 200
 _RELATIVE_GAP = 1e-4  # of the integer programme
 _WHY = "a bound by linear programming"
 
@@ -79,10 +78,10 @@ def relaxed(alternatives: Alternatives, *, whole: bool, time_limit_s: float) -> 
     if not len(programme.value):
         return Relaxed(0.0, 0.0, True, 0)
     until = time.perf_counter() + time_limit_s
-    lp_bound, settled = programme.rounds(programme.solve_lp, until, _GAIN)
+    lp_bound, settled = programme.rounds(programme.solve_lp, until)
     bound, proven = lp_bound, settled
     if whole and time.perf_counter() < until:
-        whole_bound, proven = programme.rounds(programme.solve_whole, until, 0.0)
+        whole_bound, proven = programme.rounds(programme.solve_whole, until)
         bound = min(bound, whole_bound)
     elif whole:
         proven = False
@@ -145,11 +144,9 @@ class _Programme:
         self.limits: list[float] = []
         self._known: set[tuple[int, float, float]] = set()
 
-    def rounds(
-        self, solve: Callable[[float], tuple[float, Floats, bool]], until: float, gain: float
-    ) -> tuple[float, bool]:
+    def rounds(self, solve: Callable[[float], tuple[float, Floats, bool]], until: float) -> tuple[float, bool]:
         """Solve and add intervals in turn: the best bound, and whether the last solution overfills none."""
-        best, before = float(self._best_alone().sum()), np.inf
+        best = float(self._best_alone().sum())
         for _ in range(_ROUNDS):
             bound, x, optimal = solve(max(until - time.perf_counter(), 0.1))
             best = min(best, bound)
@@ -157,9 +154,8 @@ class _Programme:
                 return best, False
             if not self._separate(x):
                 return best, True
-            if time.perf_counter() > until or before - best < gain * best:
+            if time.perf_counter() > until:
                 return best, False
-            before = best if gain else np.inf
         return best, False
 
     def _best_alone(self) -> Floats:

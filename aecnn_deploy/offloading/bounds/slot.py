@@ -8,6 +8,7 @@ import numpy as np
 from aecnn_deploy.errors import SettingsError
 from aecnn_deploy.offloading.bounds.combine import shared_out
 from aecnn_deploy.offloading.bounds.labels import Effort, Lane, OutOfTimeError, server_table
+from aecnn_deploy.offloading.bounds.relaxation import lp_bound
 from aecnn_deploy.offloading.mec.observation import LOCAL, Actions, Flags, Floats, Observation
 from aecnn_deploy.offloading.mec.profile import Option, Profile
 from aecnn_deploy.offloading.mec.scenario import Devices, Scenario, Servers
@@ -83,8 +84,6 @@ def exact_slot(
         actions, value = other, other_value
     bound = top - searched
     if bound_by_lp:
-        from aecnn_deploy.offloading.bounds.relaxation import lp_bound
-
         bound = min(bound, lp_bound(seen))
     bound = max(bound, value)
     return SlotOptimum(actions, value, bound, bound - value <= _TOLERANCE * seen.devices)
