@@ -58,6 +58,7 @@ def simulate(
         seeds=tuple(range(first_seed, first_seed + seeds)),
         batch=batch,
         vary=varied,
+        bound_of=_bound_of(bound),
     )
     if out is not None:
         _check_folder(out)
@@ -70,6 +71,26 @@ def simulate(
         return
     for line in _lines(document):
         typer.echo(line)
+
+
+def _bound_of(kind: str | None) -> Any:
+    """The function that bounds a scenario; None: none was asked for. Raises SettingsError: there is no such kind."""
+    if kind is None:
+        return None
+    from aecnn_deploy.offloading.bounds.document import KINDS, bound_document
+    from aecnn_deploy.optional import require
+
+    short = {"auto": None, "exact": "exact per slot", "lp": "lp", "empty": "per-slot, empty queues"}
+    named = {**short, "clairvoyant": "clairvoyant"}
+    if kind not in named:
+        raise SettingsError(f"no bound is called {kind!r}; known are {', '.join(named)}: docs/bounds.md explains them")
+    assert {one for one in named.values() if one} == set(KINDS)
+    require("scipy", why="simulate --bound")
+
+    def bound_of(scenario: Any, seeds: Any, batch: int) -> dict[str, Any]:
+        return bound_document(scenario, seeds, kind=named[kind], batch=batch)
+
+    return bound_of
 
 
 def read_changes(changes: list[str] | None) -> dict[str, Any]:

@@ -16,6 +16,7 @@ POLICIES: Mapping[str, str] = MappingProxyType(
     {
         "random": "aecnn_deploy.offloading.registry:make_random",
         "local": "aecnn_deploy.offloading.registry:make_local",
+        "exact": "aecnn_deploy.offloading.registry:make_exact",
     }
 )
 
@@ -61,3 +62,10 @@ def make_local(scenario: Scenario, seed: int) -> Policy:
     from aecnn_deploy.offloading.baselines.simple import AllLocal
 
     return AllLocal()
+
+
+def make_exact(scenario: Scenario, seed: int) -> Policy:
+    """``ExactPolicy``."""
+    from aecnn_deploy.offloading.bounds.policy import ExactPolicy
+
+    return ExactPolicy()
