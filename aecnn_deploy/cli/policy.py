@@ -28,6 +28,7 @@ def register(app: typer.Typer) -> None:
 def train(
     scenario: ScenarioName,
     out: Annotated[Path, typer.Option(help="The folder of this training.")],
+    method: Annotated[str, typer.Option(help="grl, or a baseline: docs/baselines.md.")] = "grl",
     slots: Annotated[int | None, typer.Option(min=1, help="Slots to play.")] = None,
     worlds: Annotated[int | None, typer.Option(min=1, max=1024, help="Worlds that are played at once.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of weights, draws and worlds.")] = 0,
@@ -47,11 +48,11 @@ def train(
 
     require("torch", why="policy train", extra="offloading")
     from aecnn_deploy.offloading.agent.run import train_policy
-    from aecnn_deploy.offloading.agent.settings import TrainSettings
+    from aecnn_deploy.offloading.agent.settings import settings_of
     from aecnn_deploy.offloading.agent.trainer import Trainer
 
-    settings = TrainSettings(seed=seed)
-    settings = replace(settings, slots=slots or settings.slots, worlds=worlds or settings.worlds)
+    settings = settings_of(method)
+    settings = replace(settings, seed=seed, worlds=worlds or settings.worlds).for_slots(slots or settings.slots)
     played = with_changes(load_scenario(scenario), read_changes(changes))
     with progress("slots", settings.slots) as bar:
         begun = [False]

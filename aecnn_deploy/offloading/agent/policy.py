@@ -26,7 +26,6 @@ METADATA_KEY = "aecnn_policy"
 INPUTS = ("path", "local", "server", "active")
 MOST_BYTES = 64 * 2**20  # of a policy file
 
-SEARCH = SearchSettings(moves=2, changes=16, steps=1)
 SAMPLES = 8
 CRITICS = ("model", "learned")
 
@@ -41,6 +40,9 @@ class PolicyFacts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     method: str  # name of that scenario's profile
     seed: int
     slots: int  # of training
+    training: str  # the method
+    only: tuple[int, int, int] | None  # numbers of devices, servers and options that it is for; None: any
+    search: dict[str, int]  # with which it is deployed
     prices: dict[str, float]
     residuals: dict[str, list[float]]
     chances: ChanceNetwork  # the learned critic
@@ -55,7 +57,13 @@ class PolicyFile:
     session: Any  # onnxruntime.InferenceSession
 
     def scores(self, seen: Observation) -> Floats:
-        """[B, N, 1 + S·V]."""
+        """[B, N, 1 + S·V]. Raises PolicyError: it is for another number of devices, servers or options."""
+        sizes = (seen.devices, seen.servers, seen.options)
+        if self.facts.only is not None and sizes != self.facts.only:
+            raise PolicyError(
+                f"{self.path} is for {_counts(self.facts.only)} alone, here are {_counts(sizes)}; train one there: "
+                f"aecnn-deploy policy train --method {self.facts.training}"
+            )
         graph = graph_of(seen)
         (scores,) = self.session.run(None, {name: getattr(graph, name) for name in INPUTS})
         return np.asarray(scores, np.float64)
@@ -67,6 +75,10 @@ class PolicyFile:
     def prices(self) -> Prices:
         """What it has learned of work left to later slots."""
         return Prices(**self.facts.prices)
+
+    def search(self) -> SearchSettings:
+        """With which it is deployed."""
+        return SearchSettings(**self.facts.search)
 
     def critic(self, kind: str, samples: int = SAMPLES) -> Critic:
         """The critic "model" or "learned". Raises PolicyError: there is no such one."""
@@ -103,6 +115,7 @@ def read_policy(path: Path, *, threads: int = 1) -> PolicyFile:
     found = PolicyFile(path, facts, session)
     found.residuals()
     found.critic("learned")
+    found.search()
     return found
 
 
@@ -120,6 +133,8 @@ def _facts(path: Path, text: str) -> PolicyFacts:
             f"{path} was trained on features of version {facts.features} with {facts.sizes} numbers of a path, local "
             f"computing and a server; this version has {FEATURES} with {sizes}; train it again, or use its own version"
         )
+    if set(facts.search) != {"moves", "changes", "steps", "joins"}:
+        raise PolicyError(f"{path}: its metadata lack how it searches; {remedy}")
     if set(facts.residuals) != set(KINDS) or set(facts.prices) != {"radio", "edge", "device"}:
         raise PolicyError(f"{path}: its metadata lack residuals or prices; {remedy}")
     return facts
@@ -130,6 +145,10 @@ def facts_text(facts: PolicyFacts) -> str:
     return json.dumps(msgspec.to_builtins(facts), separators=(",", ":"))
 
 
+def _counts(sizes: tuple[int, int, int]) -> str:
+    return f"{sizes[0]} devices, {sizes[1]} servers and {sizes[2]} options"
+
+
 class GraphPolicy:
     """Decides by a policy file. ``critic``: "model", "learned", or one of the caller's own."""
 
@@ -138,11 +157,11 @@ class GraphPolicy:
         file: PolicyFile,
         *,
         name: str = "grl",
-        search: SearchSettings = SEARCH,
+        search: SearchSettings | None = None,
         samples: int = SAMPLES,
         critic: Critic | str = "model",
     ) -> None:
-        self.file, self.search = file, search
+        self.file, self.search = file, search or file.search()
         self._name = name
         self._critic = file.critic(critic, samples) if isinstance(critic, str) else critic
 
@@ -157,6 +176,8 @@ class GraphPolicy:
         """[B, N]. A slot without a task is decided, too: everything local, which is nothing."""
         if not seen.active.any():
             return np.zeros(seen.active.shape, np.int64)
+        if self.file.facts.only is not None:
+            return decide(self.file.scores(seen), seen, self._critic, self.search)
         packed, places = seen.packed()
         chosen = decide(self.file.scores(packed), packed, self._critic, self.search)
         return unpacked(chosen, places, seen.devices)

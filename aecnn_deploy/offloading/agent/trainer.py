@@ -16,10 +16,10 @@ from aecnn_deploy.offloading.agent.chances import ChanceTrainer
 from aecnn_deploy.offloading.agent.critic import ModelCritic, Prices
 from aecnn_deploy.offloading.agent.features import Floats32, Graph, graph_of
 from aecnn_deploy.offloading.agent.network import GraphActor
-from aecnn_deploy.offloading.agent.policy import SEARCH
 from aecnn_deploy.offloading.agent.residuals import Experience, Residuals
 from aecnn_deploy.offloading.agent.search import decide
 from aecnn_deploy.offloading.agent.settings import TRAINING_SEED, VALIDATION_SEED, TrainSettings
+from aecnn_deploy.offloading.baselines.flat_actor import FlatActor
 from aecnn_deploy.offloading.mec.observation import Actions, Floats, Observation
 from aecnn_deploy.offloading.mec.scenario import Scenario
 from aecnn_deploy.offloading.mec.world import World
@@ -71,7 +71,7 @@ def tensors(graph: Graph) -> list[torch.Tensor]:
     return [torch.from_numpy(part) for part in (graph.path, graph.local, graph.server, graph.active)]
 
 
-def loss_of(actor: GraphActor, inputs: list[torch.Tensor], actions: torch.Tensor) -> torch.Tensor:
+def loss_of(actor: GraphActor | FlatActor, inputs: list[torch.Tensor], actions: torch.Tensor) -> torch.Tensor:
     """Cross entropy with the decisions of devices that have a task, mean over them and over the actor's rounds."""
     active = inputs[3]
     losses = []
@@ -87,7 +87,10 @@ class Trainer:
     def __init__(self, scenario: Scenario, settings: TrainSettings) -> None:
         self.scenario, self.settings = scenario, settings
         torch.manual_seed(settings.seed)
-        self.actor = GraphActor(settings.width, settings.rounds)
+        self.actor: GraphActor | FlatActor = GraphActor(settings.width, settings.rounds)
+        if settings.flat:
+            options = len(scenario.profile.options)
+            self.actor = FlatActor(scenario.devices.count, scenario.servers.count, options)
         self.optimiser = torch.optim.Adam(self.actor.parameters(), settings.learning_rate)
         self.schedule = torch.optim.lr_scheduler.OneCycleLR(
             self.optimiser, settings.learning_rate, total_steps=settings.slots * settings.updates + 1
@@ -111,7 +114,7 @@ class Trainer:
         """The critic by what has been learned so far."""
         settings = self.settings
         return ModelCritic(
-            self.experience.residuals(),
+            self.residuals(),
             self.prices,
             samples=samples or settings.samples,
             seed=self.slot if seed is None else seed,
@@ -147,7 +150,7 @@ class Trainer:
             losses.append(float(loss.detach()))
         self.loss = float(np.mean(losses))
         self.slot += 1
-        if self.slot in {int(share * settings.slots) for share in settings.price_after}:
+        if not settings.plain and self.slot in {int(share * settings.slots) for share in settings.price_after}:
             self.learn_prices()
 
     def _explored(self, actions: Actions) -> Actions:
@@ -167,7 +170,7 @@ class Trainer:
     def _trial(self, prices: Prices) -> float:
         """The mean reward of a task under ``prices``; every trial meets the same worlds."""
         settings = self.settings
-        critic = ModelCritic(self.experience.residuals(), prices, samples=settings.samples, seed=self.slot)
+        critic = ModelCritic(self.residuals(), prices, samples=settings.samples, seed=self.slot)
         seed = TRAINING_SEED * 2 + settings.seed + self.slot
         return self._run(critic, seed, settings.price_slots)
 
@@ -180,14 +183,14 @@ class Trainer:
         worth = arrived = 0.0
         for _ in range(slots):
             seen = world.observe()
-            outcome = world.step(decide(self.scored(seen), seen, critic, SEARCH))
+            outcome = world.step(decide(self.scored(seen), seen, critic, self.settings.deployed))
             worth += outcome.reward.sum()
             arrived += outcome.active.sum()
         return float(worth / max(arrived, 1.0))
 
     def residuals(self) -> Residuals:
-        """What is learned of the estimates."""
-        return self.experience.residuals()
+        """What is learned of the estimates; nothing, where they are taken at face value."""
+        return Residuals.none() if self.settings.plain else self.experience.residuals()
 
     def state(self) -> dict[str, Any]:
         """All that ``restore`` needs to go on as if nothing had been; only between episodes."""
