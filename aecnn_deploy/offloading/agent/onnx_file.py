@@ -1,5 +1,6 @@
 """Writing a trained policy as one ONNX file, checked against torch before it is there."""
 
+import warnings
 from pathlib import Path
 
 import msgspec
@@ -52,23 +53,25 @@ def write_policy(actor: GraphActor | FlatActor, facts: PolicyFacts, path: Path) 
     worlds, devices, servers, options = (
         torch.export.Dim(name, min=1) for name in ("worlds", "devices", "servers", "options")
     )
-    program = torch.onnx.export(
-        actor,
-        tuple(_inputs(*sizes[-1])),
-        input_names=list(INPUTS),
-        output_names=["scores"],
-        dynamic_shapes=(
-            {0: worlds, 1: devices, 2: servers, 3: options},
-            {0: worlds, 1: devices},
-            {0: worlds, 1: servers},
-            {0: worlds, 1: devices},
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of names of dimensions that are one
+        program = torch.onnx.export(
+            actor,
+            tuple(_inputs(*sizes[-1])),
+            input_names=list(INPUTS),
+            output_names=["scores"],
+            dynamic_shapes=(
+                {0: worlds, 1: devices, 2: servers, 3: options},
+                {0: worlds, 1: devices},
+                {0: worlds, 1: servers},
+                {0: worlds, 1: devices},
+            )
+            if facts.only is None
+            else ({0: worlds},) * 4,
+            dynamo=True,
+            opset_version=18,
+            verbose=False,
         )
-        if facts.only is None
-        else ({0: worlds},) * 4,
-        dynamo=True,
-        opset_version=18,
-        verbose=False,
-    )
     assert program is not None
     model = program.model_proto
     entry = model.metadata_props.add()

@@ -30,7 +30,7 @@ class TrainSettings:
     learning_rate: float = 3e-3
     batch: int = 64
     updates: int = 4  # gradient steps after each slot
-    replay: int = 4096  # decisions that are kept
+    replay: int = 8192  # decisions that are kept
     flat: bool = False  # the actor is DROO's plain network, not a graph network
     plain: bool = False  # the critic takes what is seen at face value, and work left costs nothing
     deployed: SearchSettings = SEARCH  # of the policy when it is trained
