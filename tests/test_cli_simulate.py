@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from aecnn_deploy.errors import PolicyError, SettingsError
-from aecnn_deploy.offloading.baselines.simple import RandomPolicy
+from aecnn_deploy.offloading.baselines.rules import RandomPolicy
 from aecnn_deploy.offloading.evaluation import evaluate
 from aecnn_deploy.offloading.registry import POLICIES, make_policy
 from aecnn_deploy.offloading.scenario_file import load_scenario, with_changes
@@ -23,8 +23,11 @@ ROW = {
     "score_mean",
     "score_sd",
     "accuracy_mean",
+    "accuracy_sd",
     "success_mean",
+    "success_sd",
     "throughput_mean",
+    "throughput_sd",
     "arrived_mean",
     "energy_j_mean",
     "decision_ms_p50",
@@ -132,7 +135,7 @@ class TestTable:
 @pytest.mark.parametrize(
     ("options", "status", "said"),
     [
-        (("--policy", "greddy"), 1, "no policy is called 'greddy'; known are random, local"),
+        (("--policy", "greddy"), 1, "no policy is called 'greddy'; known are grl, random, local"),
         (("--policy", "random"), 2, "the policies are random, local, random; name at least one, and none twice"),
         (("--vary", "devices.count"), 2, "--vary 'devices.count' is no list of values; write it as devices.count=7,14"),
         (("--vary", "devices.count="), 2, "is no list of values"),
@@ -204,7 +207,7 @@ class TestRegistry:
         assert make_policy(name, load_scenario("2x7"), 0).name == name
 
     def test_an_unknown_name_lists_those_known(self) -> None:
-        with pytest.raises(PolicyError, match="known are random, local"):
+        with pytest.raises(PolicyError, match="known are grl, random, local"):
             make_policy("best", load_scenario("2x7"))
 
     def test_random_is_the_same_again_for_the_same_seed(self) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from aecnn_deploy.offloading.baselines.simple import AllLocal, RandomPolicy
+from aecnn_deploy.offloading.baselines.rules import AllLocal, RandomPolicy
 from aecnn_deploy.offloading.mec.world import World
 from aecnn_deploy.offloading.scenario_file import load_scenario
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from aecnn_deploy.errors import PolicyError, SettingsError
-from aecnn_deploy.offloading.baselines.simple import AllLocal, RandomPolicy
+from aecnn_deploy.offloading.baselines.rules import AllLocal, RandomPolicy
 from aecnn_deploy.offloading.evaluation import evaluate
 from aecnn_deploy.offloading.mec import line
 from aecnn_deploy.offloading.mec.line import Served, serve

@@ -41,13 +41,14 @@ class Evaluation:
         """The row of ``simulate --json``. Standard deviations are over seeds."""
         scores = [episode.score for episode in self.episodes]
         energies = [episode.energy_j for episode in self.episodes if episode.energy_j is not None]
+        spread: dict[str, object] = {}
+        for name in ("score", "accuracy", "success", "throughput"):
+            values = [getattr(episode, name) for episode in self.episodes]
+            spread[f"{name}_mean"] = float(np.mean(values))
+            spread[f"{name}_sd"] = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
         return {
             "policy": self.policy,
-            "score_mean": float(np.mean(scores)),
-            "score_sd": float(np.std(scores, ddof=1)) if len(scores) > 1 else 0.0,
-            "accuracy_mean": float(np.mean([episode.accuracy for episode in self.episodes])),
-            "success_mean": float(np.mean([episode.success for episode in self.episodes])),
-            "throughput_mean": float(np.mean([episode.throughput for episode in self.episodes])),
+            **spread,
             "arrived_mean": float(np.mean([episode.arrived for episode in self.episodes])),
             "energy_j_mean": float(np.mean(energies)) if energies else None,
             "decision_ms_p50": float(np.median(self.decision_ms)) if self.decision_ms else None,

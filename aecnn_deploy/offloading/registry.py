@@ -1,7 +1,7 @@
 """Policies by name. A name's module is imported when the policy is made: most need nothing but numpy, some torch."""
 
 from collections.abc import Callable, Mapping
-from importlib import import_module
+from importlib import import_module, resources
 from pathlib import Path
 from types import MappingProxyType
 
@@ -11,14 +11,23 @@ from aecnn_deploy.offloading.policy import Policy
 
 Maker = Callable[[Scenario, int], Policy]
 
+_HERE = "aecnn_deploy.offloading.registry"
+
 # name -> "module:function" of a scenario and a seed
 POLICIES: Mapping[str, str] = MappingProxyType(
     {
-        "random": "aecnn_deploy.offloading.registry:make_random",
-        "local": "aecnn_deploy.offloading.registry:make_local",
-        "exact": "aecnn_deploy.offloading.registry:make_exact",
+        "grl": f"{_HERE}:make_shipped",
+        "random": f"{_HERE}:make_random",
+        "local": f"{_HERE}:make_local",
+        "offload": f"{_HERE}:make_offload",
+        "neurosurgeon": f"{_HERE}:make_neurosurgeon",
+        "selfish": f"{_HERE}:make_selfish",
+        "greedy": f"{_HERE}:make_greedy",
+        "greedy-tuned": f"{_HERE}:make_tuned_greedy",
+        "exact": f"{_HERE}:make_exact",
     }
 )
+_TUNING_SEEDS = (1_000_001, 1_000_002)  # of training: no table's
 
 
 def make_policy(name: str, scenario: Scenario, seed: int = 0) -> Policy:
@@ -50,18 +59,61 @@ def policy_file(path: Path) -> Path:
     return path / "policy.onnx" if path.is_dir() else path
 
 
+def make_shipped(scenario: Scenario, seed: int) -> Policy:
+    """The graph policy that comes with the package, trained in paper-2x14; docs/policy.md has the command."""
+    from aecnn_deploy.offloading.agent.policy import load_policy
+
+    with resources.as_file(resources.files("aecnn_deploy.offloading.agent").joinpath("grl-2x14.onnx")) as path:
+        return load_policy(path, name="grl")
+
+
 def make_random(scenario: Scenario, seed: int) -> Policy:
     """``RandomPolicy``."""
-    from aecnn_deploy.offloading.baselines.simple import RandomPolicy
+    from aecnn_deploy.offloading.baselines.rules import RandomPolicy
 
     return RandomPolicy(seed)
 
 
 def make_local(scenario: Scenario, seed: int) -> Policy:
     """``AllLocal``."""
-    from aecnn_deploy.offloading.baselines.simple import AllLocal
+    from aecnn_deploy.offloading.baselines.rules import AllLocal
 
     return AllLocal()
+
+
+def make_neurosurgeon(scenario: Scenario, seed: int) -> Policy:
+    """``Neurosurgeon``."""
+    from aecnn_deploy.offloading.baselines.rules import Neurosurgeon
+
+    return Neurosurgeon()
+
+
+def make_selfish(scenario: Scenario, seed: int) -> Policy:
+    """``Selfish``."""
+    from aecnn_deploy.offloading.baselines.rules import Selfish
+
+    return Selfish()
+
+
+def make_offload(scenario: Scenario, seed: int) -> Policy:
+    """``best_fixed`` on training seeds; some seconds."""
+    from aecnn_deploy.offloading.baselines.tuning import best_fixed
+
+    return best_fixed(scenario, _TUNING_SEEDS)
+
+
+def make_greedy(scenario: Scenario, seed: int) -> Policy:
+    """``Greedy`` as it is known."""
+    from aecnn_deploy.offloading.baselines.greedy import Greedy
+
+    return Greedy()
+
+
+def make_tuned_greedy(scenario: Scenario, seed: int) -> Policy:
+    """``tuned_greedy`` on training seeds; a minute or more."""
+    from aecnn_deploy.offloading.baselines.tuning import tuned_greedy
+
+    return tuned_greedy(scenario, _TUNING_SEEDS)
 
 
 def make_exact(scenario: Scenario, seed: int) -> Policy:
