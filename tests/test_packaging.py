@@ -38,6 +38,7 @@ FOLDERS = {
 DATA = {
     "aecnn_deploy/py.typed",
     "aecnn_deploy/models/caltech101_imagenet.json",
+    "aecnn_deploy/offloading/agent/grl-2x14.onnx",
     "aecnn_deploy/offloading/droo/set_policy_1.npz",
     "aecnn_deploy/offloading/droo/set_policy_2.npz",
     "aecnn_deploy/offloading/droo/set_policy_3.npz",

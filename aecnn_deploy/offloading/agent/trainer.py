@@ -172,7 +172,7 @@ class Trainer:
         settings = self.settings
         critic = ModelCritic(self.residuals(), prices, samples=settings.samples, seed=self.slot)
         seed = TRAINING_SEED * 2 + settings.seed + self.slot
-        return self._run(critic, seed, settings.price_slots)
+        return self._run(critic, seed, min(settings.price_slots, max(settings.slots // 5, 1)))
 
     def validate(self) -> float:
         """The mean reward of a task on validation seeds, with the search that a deployed policy has."""

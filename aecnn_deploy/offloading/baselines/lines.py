@@ -93,7 +93,8 @@ class Lines:
     def smallest(self) -> Ints:
         """[B, S, N]: the option of each task that takes least of air and server together."""
         load = self.air_s + self.edge_s[:, None]
-        return load.argmin(axis=3).transpose(0, 2, 1)
+        least: Ints = load.argmin(axis=3).transpose(0, 2, 1)
+        return least
 
     def alone(self, small: Ints) -> tuple[Floats, Floats, Floats]:
         """[B, N] each, at the best server by option ``small`` [B, S, N]: when done alone, its load, when ready."""

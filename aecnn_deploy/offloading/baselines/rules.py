@@ -52,7 +52,8 @@ class RandomPolicy(_Rule):
     def decide(self, seen: Observation) -> Actions:
         """[B, N]."""
         feasible = seen.feasible()
-        return np.where(feasible, self._rng.random(feasible.shape), -1.0).argmax(axis=2)
+        drawn: Actions = np.where(feasible, self._rng.random(feasible.shape), -1.0).argmax(axis=2)
+        return drawn
 
 
 class AllLocal(_Rule):
