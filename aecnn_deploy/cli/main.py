@@ -17,6 +17,7 @@ from aecnn_deploy.cli import (
     plan,
     report,
     run_device,
+    serve_controller,
     serve_edge,
     train,
 )
@@ -40,6 +41,7 @@ COMMANDS = (
     bundle,
     plan,
     serve_edge,
+    serve_controller,
     run_device,
     bench,
     demo,
