@@ -141,7 +141,6 @@ class WayChoice:
 
     def _advised(self, box: AdviceBox, frame: MovingFrame, now_s: float) -> Turn | None:
         """What the controller's advice makes of the frame; None, and noted: the device decides itself."""
-        frame.advised, frame.unadvised = False, None
         advice = box.now(now_s)
         if advice is None or advice.idle:
             return self._own(frame, SILENT if advice is None else UNEXPECTED)
@@ -150,7 +149,7 @@ class WayChoice:
                 return self._own(frame, NO_LOCAL)
             if not self.desk.room_for_local_locked():
                 return Turn.WAIT
-            frame.advised = True
+            frame.advised, frame.unadvised = True, None
             return Turn.LOCAL
         side = self.sides[advice.edge]
         assert side.live is not None  # a run with a controller chooses variants
@@ -164,13 +163,13 @@ class WayChoice:
             return Turn.WAIT
         if not side.live.follow(frame, flow, now_s, index):
             return self._own(frame, NOT_LOADED)
-        frame.advised = True
+        frame.advised, frame.unadvised = True, None
         self._goes(frame, side, now_s)
         return Turn.HEAD
 
     def _own(self, frame: MovingFrame, why: str) -> Turn | None:
         """Noted: the device decides itself."""
-        frame.unadvised = why
+        frame.advised, frame.unadvised = False, why
         return None
 
     def _room(self, side: EdgeSide, live: LiveVariants, flow: Flow) -> bool:

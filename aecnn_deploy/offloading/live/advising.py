@@ -23,6 +23,7 @@ logger = logging.getLogger("aecnn_deploy.edge")  # a controller's log is that of
 
 VALID_SLOTS = 2.0  # advice holds for so many: one slot of silence, and devices decide themselves
 STALE_SLOTS = 3.0  # a device's word holds for so many
+_UNUSED_S = 6.0  # for so long no word of an edge by one device, and it may be tried
 _TIMES = 512  # decisions that the percentiles are of
 
 
@@ -33,10 +34,13 @@ class ControllerSettings:
     slot_ms: float = 100.0
     max_devices: int = 512
     hello_timeout_s: float = 10.0
+    probe_s: float = 2.0  # one frame in so long tries an edge that its device has not used for a while; 0: none does
 
     def __post_init__(self) -> None:
         if not 10 <= self.slot_ms <= 60_000:
             raise SettingsError(f"slot_ms is {self.slot_ms:g}, expected 10 to 60000 milliseconds")
+        if not 0 <= self.probe_s < 1e6:
+            raise SettingsError(f"probe_s is {self.probe_s:g}, expected 0 (never) or a number of seconds")
         if not 1 <= self.max_devices <= 65536:
             raise SettingsError(f"max_devices is {self.max_devices}, expected 1 to 65536")
 
@@ -51,6 +55,7 @@ class Counts:
     idle: int = 0  # of them those to devices that expected no frame
     local: int = 0  # of them those that say: compute there
     by_edge: dict[str, int] = field(default_factory=dict)
+    probes: int = 0  # frames that tried an edge
     failed: int = 0  # decisions that the policy failed at
     late: int = 0  # slots that began late because a decision took longer than a slot
     refused: dict[str, int] = field(default_factory=dict)  # devices, by code
@@ -99,6 +104,7 @@ class Adviser:
         self.slot = 0
         self.wake: dict[Member, asyncio.Event] = {}
         self._last: list[Member] = []
+        self._probed_s = dict.fromkeys(range(len(edges)), clock())
         self._failing = False
         self._began_s = clock()
 
@@ -138,8 +144,12 @@ class Adviser:
             logger.warning("the policy %s works again", self.policy.name)
         self.counts.decide_ms.append((time.perf_counter() - began_s) * 1e3)
         self.counts.decisions += 1
+        self._probe(members, seen, actions, now_s)
         for number, member in enumerate(members):
-            self._post(member, self._advice(member, int(actions[0, number]), idle=not seen.active[0, number]))
+            action, idle = int(actions[0, number]), not seen.active[0, number]
+            if action and not idle:
+                member.used_s[(action - 1) // seen.options] = now_s
+            self._post(member, self._advice(member, action, idle=idle))
 
     def status(self) -> dict[str, object]:
         """What ``GET /v1/controller`` answers. Milliseconds, and counts since the start."""
@@ -159,6 +169,7 @@ class Adviser:
             "advice": counts.advice,
             "advice_idle": counts.idle,
             "advice_local": counts.local,
+            "probes": counts.probes,
             "failed": counts.failed,
             "late": counts.late,
             "refused": dict(sorted(counts.refused.items())),
@@ -193,13 +204,35 @@ class Adviser:
         """
         if anew:
             self.policy.reset(1)
-        actions = np.asarray(self.policy.decide(seen))
+        actions = np.array(self.policy.decide(seen))
         if actions.shape != seen.active.shape or not np.issubdtype(actions.dtype, np.integer):
             expected = f"expected integers of {seen.active.shape}"
             raise PolicyError(f"it decided {actions.shape} of {actions.dtype}, {expected}")
         if actions.size and (actions.min() < 0 or actions.max() >= seen.choices):
             raise PolicyError(f"it decided {actions.min()} to {actions.max()}, expected 0 to {seen.choices - 1}")
         return actions
+
+    def _probe(self, members: list[Member], seen: Observation, actions: Actions, now_s: float) -> None:
+        """Now and then send one frame to an edge that its device has not used for long, by its fastest variant.
+
+        What a device knows of a link and of an edge is from its own requests: an edge that was slow when all left it
+        would never be found to be well again.
+        """
+        if not self.settings.probe_s:
+            return
+        for edge, probed_s in self._probed_s.items():
+            status = self.roster.seen.get(edge)
+            if now_s - probed_s < self.settings.probe_s or (status is not None and not status.reachable):
+                continue
+            took_s = seen.device_s[0] + seen.airtime_s[0, :, edge] + seen.edge_s[0, edge]  # [N, V]
+            unused_s = np.array([now_s - member.used_s.get(edge, member.joined_s) for member in members])
+            elsewhere = (actions[0] - 1) // seen.options != edge
+            may = seen.active[0] & elsewhere & (unused_s >= _UNUSED_S) & np.isfinite(took_s).any(axis=1)
+            if may.any():
+                number = int(np.where(may, unused_s, -1.0).argmax())
+                actions[0, number] = 1 + edge * seen.options + int(took_s[number].argmin())
+                self._probed_s[edge] = now_s
+                self.counts.probes += 1
 
     def _advice(self, member: Member, action: int, *, idle: bool) -> Advice:
         counts, valid_ms = self.counts, VALID_SLOTS * self.settings.slot_ms

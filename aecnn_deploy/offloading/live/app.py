@@ -113,7 +113,7 @@ class _Conversation:
             logger.warning("refused advice to %s (%s): %s", self._address, code, reason)
             await self._refuse(code, reason, POLICY_VIOLATION)
             return
-        member = adviser.roster.join(hello)
+        member = adviser.roster.join(hello, adviser.clock())
         adviser.wake[member] = asyncio.Event()
         sending = asyncio.create_task(self._send_always(member, adviser.wake[member]))
         try:

@@ -16,6 +16,8 @@ class Member:
     told_s: float = 0.0  # when the state came
     states: int = 0
     advised: int = 0
+    joined_s: float = 0.0
+    used_s: dict[int, float] = field(default_factory=dict)  # when it last went to an edge
     mailbox: list[Advice] = field(default_factory=list)  # the newest advice, until it is sent
 
 
@@ -52,12 +54,12 @@ class Roster:
         """The edges of a HELLO that the controller does not have."""
         return hello.edges[1:] if self._any_name else [name for name in hello.edges if name not in self.edges]
 
-    def join(self, hello: Hello) -> Member:
+    def join(self, hello: Hello, now_s: float) -> Member:
         """A device whose HELLO was accepted."""
         own = [*self.edges] if self._any_name else hello.edges
         edges = tuple(own.index(name) if name in own else None for name in self.edges)
         variants = tuple(hello.variants.index(name) if name in hello.variants else None for name in self.variants)
-        member = Member(hello, edges, variants)
+        member = Member(hello, edges, variants, joined_s=now_s)
         self.members.append(member)
         return member
 
