@@ -4,7 +4,8 @@ Shapes: B worlds at once, N devices, S servers, V options. A decision is an inte
 locally, 1 + s·V + v offloads to server s by option v.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -85,6 +86,28 @@ class Observation:
         local = np.where(self.local_fits(), self.local_accuracy, 0.0)[..., None]
         offload = np.tile(self.accuracy, self.servers)[None, None] * self.active[..., None]
         return np.concatenate([local, offload], axis=2)
+
+    def packed(self) -> tuple["Observation", Actions]:
+        """This slot with no more devices than have a task in one of its worlds, and which devices [B, P] these are.
+
+        What a slot's tasks do to each other has nothing to do with devices that have none.
+        """
+        most = max(int(self.active.sum(axis=1).max(initial=0)), 1)
+        places = np.argsort(~self.active, axis=1, kind="stable")[:, :most]
+        rows = np.arange(self.batch)[:, None]
+        arrays: dict[str, Any] = {name: getattr(self, name)[rows, places] for name in _OF_DEVICES}
+        return replace(self, **arrays), places
+
+
+# the fields of Observation with an entry for each device
+_OF_DEVICES = ("active", "deadline_s", "device_backlog_s", "local_s", "device_s", "airtime_s")
+
+
+def unpacked(actions: Actions, places: Actions, devices: int) -> Actions:
+    """[B, N] of the packed decisions [B, P]; devices without a task compute locally, which is nothing."""
+    made = np.zeros((len(actions), devices), np.int64)
+    np.put_along_axis(made, places, actions, axis=1)
+    return made
 
 
 def server_of(actions: Actions, options: int) -> Actions:

@@ -48,6 +48,7 @@ class Outcome:
     in_time: Flags
     accuracy: Floats  # of the tasks in time, else 0
     finish_s: Floats  # from the slot's start; inf: never
+    sent: Flags  # it took the air
     energy_j: Floats | None
 
     @property
@@ -104,6 +105,14 @@ class World:
         self._seen_up = self._up()
         self._draw()
         return self.observe()
+
+    def draws(self) -> dict[str, Any]:
+        """Where the draws are: ``go_on`` of another world of this scenario and size, then ``reset``, meets the same."""
+        return dict(self._rng.bit_generator.state)
+
+    def go_on(self, draws: dict[str, Any]) -> None:
+        """Draw on from ``draws``, beginning with the next ``reset``."""
+        self._rng.bit_generator.state = draws
 
     def observe(self) -> Observation:
         """What a policy sees of the slot that is to be decided."""
@@ -261,7 +270,7 @@ def settle(
     if scenario.energy is not None:
         spent = np.where(served.sent, airtime, 0.0)
         energy = work * scenario.energy.compute_w + spent * scenario.energy.transmit_w
-    outcome = Outcome(seen.active, in_time, np.where(in_time, worth, 0.0), finish, energy)
+    outcome = Outcome(seen.active, in_time, np.where(in_time, worth, 0.0), finish, served.sent, energy)
     return outcome, ready, served.radio_free_s, served.edge_free_s
 
 

@@ -1,0 +1,89 @@
+"""Writing a trained policy as one ONNX file, checked against torch before it is there."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from aecnn_deploy.errors import VerificationError
+from aecnn_deploy.offloading.agent.features import FEATURES, LOCAL_FEATURES, PATH_FEATURES, SERVER_FEATURES
+from aecnn_deploy.offloading.agent.network import GraphActor
+from aecnn_deploy.offloading.agent.policy import FORMAT, INPUTS, METADATA_KEY, PolicyFacts, facts_text, read_policy
+from aecnn_deploy.offloading.agent.residuals import KINDS
+from aecnn_deploy.offloading.agent.trainer import Trainer
+from aecnn_deploy.optional import require
+
+_TOLERANCE = 1e-4
+_SIZES = ((1, 14, 2, 6), (3, 5, 1, 1), (2, 30, 4, 7))  # worlds, devices, servers, options
+
+
+def policy_facts(trainer: Trainer) -> PolicyFacts:
+    """What the file of ``trainer``'s policy says."""
+    residuals = trainer.residuals()
+    prices = trainer.prices
+    return PolicyFacts(
+        format=FORMAT,
+        features=FEATURES,
+        sizes=(PATH_FEATURES, LOCAL_FEATURES, SERVER_FEATURES),
+        scenario=trainer.scenario.name,
+        method=trainer.scenario.profile.name,
+        seed=trainer.settings.seed,
+        slots=trainer.slot,
+        prices={"radio": prices.radio, "edge": prices.edge, "device": prices.device},
+        residuals={name: [round(float(value), 6) for value in getattr(residuals, name)] for name in KINDS},
+    )
+
+
+def write_policy(actor: GraphActor, facts: PolicyFacts, path: Path) -> None:
+    """The policy file at ``path``, written beside it and renamed. Raises VerificationError: it scores otherwise."""
+    onnx = require("onnx", why="policy export", extra="offloading")
+    actor = actor.eval()
+    example = _inputs(*_SIZES[0])
+    names = {0: "worlds", 1: "devices", 2: "servers", 3: "options"}
+    shapes: tuple[dict[int, Any], ...] = (
+        names,
+        {0: "worlds", 1: "devices"},
+        {0: "worlds", 1: "servers"},
+        {0: "worlds", 1: "devices"},
+    )
+    torch.onnx.export(
+        actor,
+        tuple(example),
+        input_names=list(INPUTS),
+        output_names=["scores"],
+        dynamic_axes=dict(zip(INPUTS, shapes, strict=True)),
+        dynamo=False,
+        opset_version=17,
+        f=str(beside := path.with_name(path.name + ".part")),
+    )
+    model = onnx.load(beside)
+    entry = model.metadata_props.add()
+    entry.key, entry.value = METADATA_KEY, facts_text(facts)
+    onnx.checker.check_model(model)
+    onnx.save(model, beside)
+    _verify(actor, beside, path)
+    beside.replace(path)
+
+
+def _verify(actor: GraphActor, beside: Path, path: Path) -> None:
+    session = read_policy(beside).session
+    for worlds, devices, servers, options in _SIZES:
+        inputs = _inputs(worlds, devices, servers, options)
+        with torch.no_grad():
+            expected = actor(*inputs).numpy()
+        (got,) = session.run(None, {name: part.numpy() for name, part in zip(INPUTS, inputs, strict=True)})
+        apart = float(np.abs(got - expected).max()) if got.shape == expected.shape else float("inf")
+        if not apart <= _TOLERANCE:
+            beside.unlink()
+            raise VerificationError(path.name, "greatest difference of a score", apart, _TOLERANCE, worlds)
+
+
+def _inputs(worlds: int, devices: int, servers: int, options: int) -> list[torch.Tensor]:
+    maker = torch.Generator().manual_seed(worlds)
+    return [
+        torch.rand(worlds, devices, servers, options, PATH_FEATURES, generator=maker),
+        torch.rand(worlds, devices, LOCAL_FEATURES, generator=maker),
+        torch.rand(worlds, servers, SERVER_FEATURES, generator=maker),
+        (torch.rand(worlds, devices, generator=maker) < 0.7).float(),
+    ]

@@ -1,0 +1,73 @@
+"""From scores to a decision: candidates that keep the scores' order, the critic's best, and changes around it."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from aecnn_deploy.errors import SettingsError
+from aecnn_deploy.offloading.agent.candidates import groups_of, joined_changes, order_preserving, single_changes
+from aecnn_deploy.offloading.mec.observation import Actions, Observation
+
+Floats = NDArray[np.float64]
+
+_BARRED = 1e6  # off the score of a path that is late even alone
+
+
+class Critic(Protocol):
+    """Says what candidate decisions are worth."""
+
+    def score(self, seen: Observation, candidates: Actions) -> Floats:
+        """[B, K] of candidates [B, K, N]."""
+
+
+@dataclass(frozen=True)
+class SearchSettings:
+    """How many candidates the critic sees: 1 + groups·``moves``, then ``steps`` times ``changes`` around the best and
+    ``joins`` of several of them at once."""
+
+    moves: int = 2
+    changes: int = 16
+    steps: int = 1
+    joins: int = 4
+
+    def __post_init__(self) -> None:
+        if self.moves < 0 or self.changes < 1 or self.steps < 0 or self.joins < 0:
+            raise SettingsError(f"{self}: expected moves, steps and joins of at least 0, and at least one change")
+
+    def evaluations(self, servers: int, options: int) -> int:
+        """How many candidates of one world the critic sees at most."""
+        return 1 + len(groups_of(servers, options)) * self.moves + self.steps * (self.changes + self.joins)
+
+
+def decide(scores: Floats, seen: Observation, critic: Critic, settings: SearchSettings) -> Actions:
+    """[B, N]: the best decision found from scores [B, N, 1 + S·V]."""
+    scores = np.where(seen.feasible(), scores, scores - _BARRED)
+    if settings.moves == 0 and settings.steps == 0:
+        first: Actions = scores.argmax(axis=2)
+        return first
+    groups = groups_of(seen.servers, seen.options)
+    candidates = order_preserving(scores, groups, settings.moves)
+    worth = critic.score(seen, candidates)
+    for _ in range(settings.steps):
+        best, found = _best(candidates, worth)
+        changed = single_changes(scores, best, settings.changes)
+        changed_worth = critic.score(seen, changed)
+        candidates, worth = _more(candidates, worth, changed, changed_worth)
+        if settings.joins:
+            joined = joined_changes(best, changed, changed_worth - found[:, None], settings.joins)
+            candidates, worth = _more(candidates, worth, joined, critic.score(seen, joined))
+        if not (worth.max(axis=1) > found).any():
+            break
+    return _best(candidates, worth)[0]
+
+
+def _best(candidates: Actions, worth: Floats) -> tuple[Actions, Floats]:
+    first = worth.argmax(axis=1)
+    rows = np.arange(len(first))
+    return candidates[rows, first], worth[rows, first]
+
+
+def _more(candidates: Actions, worth: Floats, others: Actions, theirs: Floats) -> tuple[Actions, Floats]:
+    return np.concatenate([candidates, others], axis=1), np.concatenate([worth, theirs], axis=1)
