@@ -1,6 +1,5 @@
 """Options of what advises devices: an edge that is a controller, too, and a controller alone."""
 
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -24,9 +23,9 @@ def policy_of(name: str) -> "Policy":
 
     if name in BUILT_IN or not Path(name).is_file():
         return named_policy(name)
-    loader = import_module("aecnn_deploy.offloading.agent.policy")
-    policy: Policy = loader.load_policy(Path(name))
-    return policy
+    from aecnn_deploy.offloading.agent.policy import load_policy
+
+    return load_policy(Path(name))
 
 
 def controller_annex(name: str | None, bundle: "Bundle", slot_ms: float) -> "ControllerAnnex | None":
