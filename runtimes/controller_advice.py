@@ -51,10 +51,6 @@ class AdviceBox:
             return
         self._advice = Advice(slot, edge, variant, now_s + min(valid_for_ms / 1e3, _LONGEST_S), idle)
 
-    def silent(self) -> None:
-        """The controller is away: what it said holds as long as it said, and no longer."""
-        self._warned.discard("edge")
-
     def now(self, now_s: float) -> Advice | None:
         """The advice that holds now."""
         return self._advice if self._advice is not None and now_s < self._advice.until_s else None

@@ -27,6 +27,7 @@ from aecnn_deploy.offloading.live.roster import EdgeSeen, Member, Roster
 from aecnn_deploy.offloading.mec.observation import Actions, Observation
 from aecnn_deploy.offloading.policy import Policy
 from aecnn_deploy.runtimes.controller_advice import AdviceBox
+from aecnn_deploy.runtimes.controller_link import ControllerLink
 from aecnn_deploy.runtimes.controller_messages import (
     MAX_STATE_BYTES,
     Advice,
@@ -39,9 +40,11 @@ from aecnn_deploy.runtimes.controller_messages import (
     from_controller,
     from_device,
 )
+from aecnn_deploy.runtimes.credentials import Credentials
 from aecnn_deploy.runtimes.device_client import DeviceSettings, RunReport, SourceImage
 from aecnn_deploy.runtimes.edge_names import named_edge, named_edges
 from tests.bundles import Edge, TinyVariant, command, make_bundle, make_photos, one_line, serving
+from tests.certificates import Authority
 from tests.device_runs import Part, assert_each_once, playing, run, wait_for
 from tests.in_process import command_here
 from tests.peers import peer
@@ -783,6 +786,32 @@ class TestProcess:
                 page = answer.read().decode()
             assert "aecnn_controller_slots_total" in page
             assert "aecnn_controller_devices 0.0" in page
+
+    def test_with_tls_a_device_that_trusts_its_ca_is_advised(
+        self, bundle: Bundle, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        from tests.test_controller_live import controlling  # which needs torch
+
+        authority = Authority(tmp_path)
+        pair = authority.issue("controller")
+        more = ("--tls-cert", str(pair.cert), "--tls-key", str(pair.key))
+        box, lock = AdviceBox(VARIANTS, 1), threading.Lock()
+        with controlling("greedy", ["a=ws://127.0.0.1:9"], bundle=str(bundle.path), more=more) as ready:
+            assert ready["url"].startswith("https://")
+            for ca, works in ((None, False), (authority.ca, True)):
+                link = ControllerLink(
+                    ready["url"],
+                    hello(bundle, edges=["a"]),
+                    credentials=Credentials(ca=ca),
+                    timeout_s=5.0,
+                    lock=lock,
+                    box=box,
+                    tell=lambda slot, _: state(slot=slot, edges=state().edges[:1], local_ms=None),
+                )
+                link.start()
+                wait_for(lambda works=works: box.heard > 0 if works else "signed by no CA" in caplog.text)
+                link.close()
+                assert (box.heard > 0) == works
 
     def test_wrong_use_is_refused_in_one_line(self, bundle: Bundle, place: Path) -> None:
         words = ("serve-controller", "greedy", "--bundle", str(bundle.path), "--edge", "ws://127.0.0.1:9")

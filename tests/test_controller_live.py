@@ -111,9 +111,11 @@ def devices(urls: list[str], controller: str, photos: list[Path]) -> Iterator[li
 
 
 @contextmanager
-def controlling(policy: str, urls: list[str], port: int = 0, bundle: str = BUNDLE) -> Iterator[dict[str, Any]]:
+def controlling(
+    policy: str, urls: list[str], port: int = 0, bundle: str = BUNDLE, more: tuple[str, ...] = ()
+) -> Iterator[dict[str, Any]]:
     """A ``serve-controller`` process."""
-    command = [*COMMAND, "serve-controller", policy, "--bundle", bundle, "--port", str(port), "--json"]
+    command = [*COMMAND, "serve-controller", policy, "--bundle", bundle, "--port", str(port), "--json", *more]
     for url in urls:
         command += ["--edge", url]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment())

@@ -5,6 +5,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -107,9 +108,16 @@ class Adviser:
         self._probed_s = dict.fromkeys(range(len(edges)), clock())
         self._failing = False
         self._began_s = clock()
+        self._thread = ThreadPoolExecutor(1, "controller-policy")  # its own: nobody else's work makes a slot late
 
     async def run(self) -> None:
-        """Advise slot after slot until it is cancelled."""
+        """Advise slot after slot until it is cancelled; then there is no thread left."""
+        try:
+            await self._run()
+        finally:
+            self._thread.shutdown(wait=False)
+
+    async def _run(self) -> None:
         slot_s = self.catalogue.slot_s
         next_s = self.clock()
         while True:
@@ -132,7 +140,7 @@ class Adviser:
         seen = observe(self.catalogue, members, now_s, self.roster.seen)
         began_s = time.perf_counter()
         try:
-            actions = await asyncio.to_thread(self._decide, seen, anew)
+            actions = await asyncio.get_running_loop().run_in_executor(self._thread, self._decide, seen, anew)
         except Exception as exc:  # a policy is somebody's file: devices decide themselves, the edge serves on
             self.counts.failed += 1
             if not self._failing:

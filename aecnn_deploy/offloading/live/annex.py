@@ -1,6 +1,7 @@
 """An edge that is a controller, too: what ``serve-edge --controller`` adds to it."""
 
 import asyncio
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,8 @@ from aecnn_deploy.offloading.live.metrics import AdviserMetrics
 from aecnn_deploy.offloading.live.roster import EdgeSeen
 from aecnn_deploy.offloading.policy import Policy
 from aecnn_deploy.runtimes.edge_view import EdgeState
+
+logger = logging.getLogger("aecnn_deploy.edge")
 
 _LOOK_S = 0.1
 
@@ -40,5 +43,7 @@ class ControllerAnnex:
                 self.adviser.roster.seen[0] = seen
                 await asyncio.sleep(_LOOK_S)
             advising.result()
+        except Exception:  # a defect of ours: the edge serves on, its devices decide themselves
+            logger.exception("the controller ended")
         finally:
             advising.cancel()

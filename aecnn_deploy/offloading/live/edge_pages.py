@@ -3,6 +3,7 @@
 import asyncio
 import http.client
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from urllib.parse import urlsplit
 
@@ -65,11 +66,16 @@ class EdgePages:
 
     async def watch(self, adviser: Adviser) -> None:
         """Until it is cancelled."""
-        await asyncio.gather(*(self._watch(adviser, index, url) for index, url in enumerate(self._urls)))
+        pool = ThreadPoolExecutor(len(self._urls), "controller-status")  # one edge that is away holds up none of the others
+        try:
+            await asyncio.gather(*(self._watch(adviser, pool, index, url) for index, url in enumerate(self._urls)))
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
 
-    async def _watch(self, adviser: Adviser, index: int, url: str) -> None:
+    async def _watch(self, adviser: Adviser, pool: ThreadPoolExecutor, index: int, url: str) -> None:
+        loop = asyncio.get_running_loop()
         while True:
             asked_s = adviser.clock()
-            queued = await asyncio.to_thread(status_of, url, self._credentials)
+            queued = await loop.run_in_executor(pool, status_of, url, self._credentials)
             adviser.roster.seen[index] = EdgeSeen(queued is not None, queued or 0, asked_s)
             await asyncio.sleep(_EVERY_S)
