@@ -52,6 +52,7 @@ def advised(
         lock=ways.desk.lock,
         box=box,
         tell=teller.state_locked,
+        heard=ways.desk.head_turn.notify,  # a frame that waits for its way may have another one now
         seed=settings.seed,
     )
     link.start()

@@ -9,6 +9,7 @@ logger = logging.getLogger("aecnn_deploy.device")
 SILENT = "silent"  # no advice came within the time that the last one held for
 UNEXPECTED = "unexpected"  # the device had said that no frame would come in this slot
 EDGE_AWAY = "edge-away"  # the edge that was advised
+EDGE_BUSY = "edge-busy"  # the edge that was advised has as many requests as it may, without answers
 UNKNOWN_VARIANT = "unknown-variant"  # none of this bundle's
 NOT_LOADED = "not-loaded"  # a variant that the edge has not loaded, or whose head is too slow here
 NO_LOCAL = "no-local"  # the unsplit model was advised, and is not there or would be late

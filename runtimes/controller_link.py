@@ -45,7 +45,7 @@ _JOIN_S = 2.0
 
 
 class ControllerLink:
-    """``tell``: the device's state, for a slot; ``box`` gets the advice. Both under ``lock``.
+    """``tell``: the device's state, for a slot; ``box`` gets the advice, ``heard`` is called then. All under ``lock``.
 
     Raises SettingsError, CredentialsError: the address or the credentials cannot be used.
     """
@@ -60,12 +60,13 @@ class ControllerLink:
         lock: Lock,
         box: AdviceBox,
         tell: Callable[[int, float], State],
+        heard: Callable[[], None] = lambda: None,
         seed: int | None = None,
     ) -> None:
         self.url = websocket_url(controller, ADVICE_PATH, "--controller")
         credentials.check(self.url)
         self._hello, self._credentials, self._timeout_s = hello, credentials, timeout_s
-        self._lock, self._box, self._tell = lock, box, tell
+        self._lock, self._box, self._tell, self._heard = lock, box, tell, heard
         self._closed = require("websockets.exceptions", why="running a device").ConnectionClosed
         self._backoff = Backoff(random.Random(seed), longest_s=_LONGEST_S)
         self._closing = threading.Event()
@@ -141,6 +142,7 @@ class ControllerLink:
             with self._lock:
                 box, valid_ms = self._box, message.valid_for_ms
                 box.put(message.slot, message.edge, message.variant, valid_ms, heard_s, idle=message.idle)
+                self._heard()
             tell_s = heard_s + slot_s * (1 - _LEAD_SHARE)  # just before the next one
             self._backoff.reset()
             self._said_back()

@@ -13,6 +13,7 @@ from statistics import median
 
 from aecnn_deploy.runtimes.controller_advice import (
     EDGE_AWAY,
+    EDGE_BUSY,
     NO_LOCAL,
     NOT_LOADED,
     SILENT,
@@ -160,7 +161,8 @@ class WayChoice:
             return self._own(frame, EDGE_AWAY)
         flow = self.flow_locked(side)
         if not self._room(side, side.live, flow):
-            return Turn.WAIT
+            stuck = side.live.waits_for_the_first_answer(flow) or side.sessions.room_locked() is None
+            return self._own(frame, EDGE_BUSY) if stuck and len(self.sides) > 1 else Turn.WAIT
         if not side.live.follow(frame, flow, now_s, index):
             return self._own(frame, NOT_LOADED)
         frame.advised, frame.unadvised = True, None

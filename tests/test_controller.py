@@ -47,6 +47,7 @@ from tests.bundles import Edge, TinyVariant, command, make_bundle, make_photos, 
 from tests.certificates import Authority
 from tests.device_runs import Part, assert_each_once, playing, run, wait_for
 from tests.in_process import command_here
+from tests.link_proxy import LinkProxy, LinkSettings
 from tests.peers import peer
 
 GOOD = TinyVariant("good", 4, 4, 8, accuracy=0.9)
@@ -636,12 +637,53 @@ class TestDevice:
         with pytest.raises(SettingsError, match="states no accuracy of its variants"):
             follow(open_bundle(tmp_path / "bare"), ["ws://127.0.0.1:9"], "http://127.0.0.1:9", [])
 
+    @pytest.mark.parametrize("answers", [0, 6])
+    def test_an_edge_that_falls_silent_holds_up_nothing_that_goes_to_another(
+        self, bundle: Bundle, photo: bytes, answers: int
+    ) -> None:
+        with ExitStack() as stack:
+            urls = [stack.enter_context(playing(part)) for part in (Part(), Stuck(answers))]
+            controller = stack.enter_context(peer(Control(lambda _: to(1, "small"))))
+            report = follow(bundle, urls, controller, paced(photo, 60))
+        assert_each_once(report, 60)
+        late = report.images[30:]
+        assert "edge-busy" in {image.unadvised for image in late}
+        assert {image.edge for image in late if image.status == "ok"} == {f"{urls[0]}/v1/stream"}
+        assert sum(image.status == "ok" for image in late) >= 20
+
+    def test_whatever_is_cut_every_frame_has_one_outcome(self, bundle: Bundle, photo: bytes) -> None:
+        control = Control(lambda slot: to(slot // 3 % 2, VARIANTS[slot % 2]) if slot % 11 else None)
+        with ExitStack() as stack:
+            _, urls = stack.enter_context(two_edges())
+            ports = [int(url.rpartition(":")[2]) for url in (*urls, stack.enter_context(peer(control)))]
+            links = [
+                stack.enter_context(LinkProxy(port, LinkSettings(cut_every_s=0.25, seed=number)))
+                for number, port in enumerate(ports)
+            ]
+            report = follow(bundle, [link.url for link in links[:2]], links[2].url, paced(photo, 100), fallback="local")
+        assert_each_once(report, 100)
+        assert sum(link.cuts for link in links) > 5
+        assert sum(image.status == "ok" for image in report.images) > 90
+        assert {image.advised for image in report.images} == {True, False}
+
 
 class Leaving(Part):
     """Ends every session at its third request."""
 
     def answer(self, connection: ServerConnection, session: Any, request_id: int, number: int) -> bool | None:
         return False if request_id > 2 else super().answer(connection, session, request_id, number)
+
+
+class Stuck(Part):
+    """Answers so many requests, and none after that."""
+
+    def __init__(self, answers: int) -> None:
+        super().__init__()
+        self.left = answers
+
+    def answer(self, connection: ServerConnection, session: Any, request_id: int, number: int) -> bool | None:
+        self.left -= 1
+        return super().answer(connection, session, request_id, number) if self.left >= 0 else None
 
 
 class Late(Part):

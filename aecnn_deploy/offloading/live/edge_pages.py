@@ -66,7 +66,7 @@ class EdgePages:
 
     async def watch(self, adviser: Adviser) -> None:
         """Until it is cancelled."""
-        pool = ThreadPoolExecutor(len(self._urls), "controller-status")  # one edge that is away holds up none of the others
+        pool = ThreadPoolExecutor(len(self._urls), "controller-status")  # one that is away holds up no other
         try:
             await asyncio.gather(*(self._watch(adviser, pool, index, url) for index, url in enumerate(self._urls)))
         finally:
