@@ -18,14 +18,15 @@ SlotOption = Annotated[float, typer.Option(help="Milliseconds of a slot: devices
 
 
 def policy_of(name: str) -> "Policy":
-    """The policy of a file, or a built-in one. Raises PolicyError: there is none, or the file cannot be used."""
+    """The policy of a file or of a training's folder, or a built-in one. Raises PolicyError: there is none, or the file cannot be used."""
     from aecnn_deploy.offloading.live.policies import BUILT_IN, named_policy
+    from aecnn_deploy.offloading.registry import policy_file
 
-    if name in BUILT_IN or not Path(name).is_file():
+    if name in BUILT_IN or not Path(name).exists():
         return named_policy(name)
     from aecnn_deploy.offloading.agent.policy import load_policy
 
-    return load_policy(Path(name))
+    return load_policy(policy_file(Path(name)))
 
 
 def controller_annex(name: str | None, bundle: "Bundle", slot_ms: float) -> "ControllerAnnex | None":

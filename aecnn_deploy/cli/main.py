@@ -15,10 +15,12 @@ from aecnn_deploy.cli import (
     export,
     install_unit,
     plan,
+    policy,
     report,
     run_device,
     serve_controller,
     serve_edge,
+    simulate,
     train,
 )
 from aecnn_deploy.cli.console import say
@@ -43,6 +45,8 @@ COMMANDS = (
     serve_edge,
     serve_controller,
     run_device,
+    simulate,
+    policy,
     bench,
     demo,
     doctor,

@@ -17,8 +17,18 @@ def register(app: typer.Typer) -> None:
 
 
 def report(
-    runs: Annotated[list[Path], typer.Argument(help="Folders that 'aecnn-deploy train' wrote; they are merged.")],
     out: Annotated[Path, typer.Option(help="The report to write, a folder. An earlier report there is replaced.")],
+    runs: Annotated[
+        list[Path] | None,
+        typer.Argument(help="Folders that 'aecnn-deploy train' wrote; they are merged.", show_default=False),
+    ] = None,
+    offloading: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE_OR_FOLDER",
+            help="What 'simulate --json' and 'policy train' wrote, with or without a RUN; may be repeated.",
+        ),
+    ] = None,
     force: Annotated[
         bool, typer.Option("--force", help="Write into a folder that holds something else; files of other names stay.")
     ] = False,
@@ -26,13 +36,15 @@ def report(
 ) -> None:
     """Write one self-contained page: Table I beside the paper's numbers, baselines, rate against accuracy, costs.
 
-    The folder holds index.html (figures inside it, nothing to load), the figures as PNG, and report.json.
+    With --offloading: learning curves, policies side by side, against devices, deadlines, capacity and errors, and how
+    far they are from the bound. The folder holds index.html (figures inside it, nothing to load), the figures as PNG,
+    and report.json.
     """
-    for module in ("matplotlib", "torch"):
-        require(module, why="writing a report", extra="train")
+    for module in ("matplotlib", "torch") if runs else ("matplotlib",):
+        require(module, why="writing a report", extra="train" if runs else "offloading")
     from aecnn_deploy.reports.report import NUMBERS, PAGE, make_report
 
-    document = make_report(runs, out, replace=force)
+    document = make_report(runs or [], out, replace=force, offloading=offloading or [])
     if as_json:
         print_json(document)
         return
@@ -44,5 +56,7 @@ def report(
             typer.echo(f"  {line}")
         if not all(run["finished"] for run in item["runs"]):
             typer.echo("  one of its runs is unfinished")
+    for line in document.get("offloading", {}).get("findings", []):
+        typer.echo(line)
     pictures = sum(name.endswith(".png") for name in document["files"])
     typer.echo(f"report written to {out}: {PAGE}, {pictures} figures, {NUMBERS}")

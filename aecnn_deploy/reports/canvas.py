@@ -43,12 +43,12 @@ class Drawing:
     caption: str
 
 
-def canvas(width: float, height: float, panels: int) -> tuple[Any, tuple[Any, ...]]:
-    """A figure in inches and its panels, one above the other."""
+def canvas(width: float, height: float, panels: int, columns: int = 1) -> tuple[Any, tuple[Any, ...]]:
+    """A figure in inches and its panels: ``panels`` rows, one above the other, of ``columns`` each, row by row."""
     figures = require("matplotlib.figure", why=WHY)
     require("matplotlib.backends.backend_agg", why=WHY)
     figure = figures.Figure(figsize=(width, height), dpi=DPI, layout="constrained", facecolor="white")
-    axes = tuple(figure.subplots(panels, 1, squeeze=False)[:, 0])
+    axes = tuple(figure.subplots(panels, columns, squeeze=False).ravel())
     for panel in axes:
         panel.grid(color="#E6E6E6", linewidth=0.7, zorder=0)
         panel.set_axisbelow(True)

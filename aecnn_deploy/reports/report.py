@@ -1,7 +1,7 @@
-"""``aecnn-deploy report``: runs in, a folder with a page, its figures and its numbers out.
+"""``aecnn-deploy report``: runs and documents of offloading in, a folder with a page, its figures and its numbers out.
 
 index.html      the page: one file, figures inside it
-<backbone>-*.png
+<backbone>-*.png, offloading-*.png
 report.json     every number of the page, and the names of the files
 """
 
@@ -19,6 +19,9 @@ from aecnn_deploy import __version__
 from aecnn_deploy.errors import SettingsError, TrainingError
 from aecnn_deploy.planning.paper import paper_table
 from aecnn_deploy.reports.analysis import Given, analyse, draw
+from aecnn_deploy.reports.offloading_documents import Documents
+from aecnn_deploy.reports.offloading_page import TITLE, offloading
+from aecnn_deploy.reports.offloading_reading import read_documents
 from aecnn_deploy.reports.page import Chapter, page
 from aecnn_deploy.reports.points import Group, read_groups
 from aecnn_deploy.reports.sections import sections, summary
@@ -36,19 +39,25 @@ class Report:
     document: dict[str, Any]
 
 
-def make_report(runs: Sequence[Path], out: Path, *, replace: bool = False) -> dict[str, Any]:
-    """Read ``runs``, write the report to ``out``, return its document.
+def make_report(
+    runs: Sequence[Path], out: Path, *, replace: bool = False, offloading: Sequence[Path] = ()
+) -> dict[str, Any]:
+    """Read ``runs`` and documents of ``offloading``, write the report to ``out``, return its document.
 
-    Raises SettingsError: ``out`` exists, is no earlier report and may not be written into; RunFormatError: a folder is
-    no run, or a damaged one; TrainingError: the disk refuses; MissingExtraError: matplotlib or torch is not installed.
+    Raises SettingsError: nothing to report on, or ``out`` exists, is no earlier report and may not be written into;
+    RunFormatError: a folder is no run, or a run or a document is damaged; TrainingError: the disk refuses;
+    MissingExtraError: matplotlib is not installed, or torch, which runs need.
     """
+    if not runs and not offloading:
+        raise SettingsError("nothing to report on; name the folder of a training run, or --offloading FILE_OR_FOLDER")
     check_target(out, replace=replace)
-    report = build_report(read_groups(runs))
+    documents = read_documents(offloading) if offloading else None
+    report = build_report(read_groups(runs) if runs else [], documents)
     write_report(report, out, replace=replace)
     return report.document
 
 
-def build_report(groups: Sequence[Group]) -> Report:
+def build_report(groups: Sequence[Group], offloading_documents: Documents | None = None) -> Report:
     """Compute, draw and render; touches no disk."""
     paper = paper_table()
     chapters, documents = [], []
@@ -73,13 +82,13 @@ def build_report(groups: Sequence[Group]) -> Report:
                 "figures": shown,
             }
         )
-    count = sum(len(group.runs) for group in groups)
-    rows = sum(len(group.rows) for group in groups)
-    lead = (
-        f"{rows:,} measured rows of {count} training run{'' if count == 1 else 's'}, aecnn-deploy {__version__}. "
-        "Accuracies are top-1 on the test split, bytes are real ones, framing included."
-    )
-    html = page("Split inference: accuracy, bytes, device work", lead, chapters).encode()
+    more: dict[str, Any] = {}
+    if offloading_documents is not None:
+        policies = offloading(offloading_documents)
+        chapters.append(policies.chapter)
+        pictures |= {name: drawing.png for name, drawing in policies.drawings.items()}
+        more["offloading"] = policies.document
+    html = page(*_heading(groups, offloading_documents), chapters).encode()
     files = {PAGE: html, **pictures}
     document = msgspec.to_builtins(
         {
@@ -89,10 +98,28 @@ def build_report(groups: Sequence[Group]) -> Report:
             "aecnn_deploy": __version__,
             "paper": paper,
             "backbones": documents,
+            **more,
         }
     )
     files[NUMBERS] = msgspec.json.format(msgspec.json.encode(document), indent=1) + b"\n"
     return Report(files, document)
+
+
+def _heading(groups: Sequence[Group], policies: Documents | None) -> tuple[str, str]:
+    """The page's title and the lines below it."""
+    if not groups and policies is not None:
+        count = len(policies.sources)
+        return TITLE, (
+            f"Policies that say, slot by slot, what each device does with its task; {count} "
+            f"document{'' if count == 1 else 's'} of simulations, aecnn-deploy {__version__}."
+        )
+    count = sum(len(group.runs) for group in groups)
+    rows = sum(len(group.rows) for group in groups)
+    lead = (
+        f"{rows:,} measured rows of {count} training run{'' if count == 1 else 's'}, aecnn-deploy {__version__}. "
+        "Accuracies are top-1 on the test split, bytes are real ones, framing included."
+    )
+    return "Split inference: accuracy, bytes, device work", lead
 
 
 def check_target(out: Path, *, replace: bool) -> None:

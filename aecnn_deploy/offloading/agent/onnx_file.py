@@ -1,8 +1,9 @@
 """Writing a trained policy as one ONNX file, checked against torch before it is there."""
 
+import warnings
 from pathlib import Path
-from typing import Any
 
+import msgspec
 import numpy as np
 import torch
 
@@ -12,6 +13,7 @@ from aecnn_deploy.offloading.agent.network import GraphActor
 from aecnn_deploy.offloading.agent.policy import FORMAT, INPUTS, METADATA_KEY, PolicyFacts, facts_text, read_policy
 from aecnn_deploy.offloading.agent.residuals import KINDS
 from aecnn_deploy.offloading.agent.trainer import Trainer
+from aecnn_deploy.offloading.baselines.flat_actor import FlatActor
 from aecnn_deploy.optional import require
 
 _TOLERANCE = 1e-4
@@ -20,7 +22,10 @@ _SIZES = ((1, 14, 2, 6), (3, 5, 1, 1), (2, 30, 4, 7))  # worlds, devices, server
 
 def policy_facts(trainer: Trainer) -> PolicyFacts:
     """What the file of ``trainer``'s policy says."""
-    residuals = trainer.residuals()
+    residuals, scenario = trainer.residuals(), trainer.scenario
+    only = None
+    if trainer.settings.flat:
+        only = (scenario.devices.count, scenario.servers.count, len(scenario.profile.options))
     prices = trainer.prices
     return PolicyFacts(
         format=FORMAT,
@@ -30,45 +35,58 @@ def policy_facts(trainer: Trainer) -> PolicyFacts:
         method=trainer.scenario.profile.name,
         seed=trainer.settings.seed,
         slots=trainer.slot,
+        training=trainer.settings.method,
+        only=only,
+        search=msgspec.to_builtins(trainer.settings.deployed),
         prices={"radio": prices.radio, "edge": prices.edge, "device": prices.device},
         residuals={name: [round(float(value), 6) for value in getattr(residuals, name)] for name in KINDS},
+        chances=trainer.chances.network(),
     )
 
 
-def write_policy(actor: GraphActor, facts: PolicyFacts, path: Path) -> None:
+def write_policy(actor: GraphActor | FlatActor, facts: PolicyFacts, path: Path) -> None:
     """The policy file at ``path``, written beside it and renamed. Raises VerificationError: it scores otherwise."""
     onnx = require("onnx", why="policy export", extra="offloading")
     actor = actor.eval()
-    example = _inputs(*_SIZES[0])
-    names = {0: "worlds", 1: "devices", 2: "servers", 3: "options"}
-    shapes: tuple[dict[int, Any], ...] = (
-        names,
-        {0: "worlds", 1: "devices"},
-        {0: "worlds", 1: "servers"},
-        {0: "worlds", 1: "devices"},
+    beside = path.with_name(path.name + ".part")
+    sizes = _SIZES if facts.only is None else tuple((worlds, *facts.only) for worlds in (1, 3))
+    worlds, devices, servers, options = (
+        torch.export.Dim(name, min=1) for name in ("worlds", "devices", "servers", "options")
     )
-    torch.onnx.export(
-        actor,
-        tuple(example),
-        input_names=list(INPUTS),
-        output_names=["scores"],
-        dynamic_axes=dict(zip(INPUTS, shapes, strict=True)),
-        dynamo=False,
-        opset_version=17,
-        f=str(beside := path.with_name(path.name + ".part")),
-    )
-    model = onnx.load(beside)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of names of dimensions that are one
+        program = torch.onnx.export(
+            actor,
+            tuple(_inputs(*sizes[-1])),
+            input_names=list(INPUTS),
+            output_names=["scores"],
+            dynamic_shapes=(
+                {0: worlds, 1: devices, 2: servers, 3: options},
+                {0: worlds, 1: devices},
+                {0: worlds, 1: servers},
+                {0: worlds, 1: devices},
+            )
+            if facts.only is None
+            else ({0: worlds},) * 4,
+            dynamo=True,
+            opset_version=18,
+            verbose=False,
+        )
+    assert program is not None
+    model = program.model_proto
     entry = model.metadata_props.add()
     entry.key, entry.value = METADATA_KEY, facts_text(facts)
     onnx.checker.check_model(model)
     onnx.save(model, beside)
-    _verify(actor, beside, path)
+    _verify(actor, beside, path, sizes)
     beside.replace(path)
 
 
-def _verify(actor: GraphActor, beside: Path, path: Path) -> None:
+def _verify(
+    actor: GraphActor | FlatActor, beside: Path, path: Path, sizes: tuple[tuple[int, int, int, int], ...]
+) -> None:
     session = read_policy(beside).session
-    for worlds, devices, servers, options in _SIZES:
+    for worlds, devices, servers, options in sizes:
         inputs = _inputs(worlds, devices, servers, options)
         with torch.no_grad():
             expected = actor(*inputs).numpy()

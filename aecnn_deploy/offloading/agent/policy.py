@@ -15,6 +15,7 @@ import numpy as np
 from aecnn_deploy.errors import PolicyError
 from aecnn_deploy.offloading.agent.critic import ModelCritic, Prices
 from aecnn_deploy.offloading.agent.features import FEATURES, LOCAL_FEATURES, PATH_FEATURES, SERVER_FEATURES, graph_of
+from aecnn_deploy.offloading.agent.learned import ChanceNetwork, LearnedCritic
 from aecnn_deploy.offloading.agent.residuals import KINDS, Residuals
 from aecnn_deploy.offloading.agent.search import Critic, SearchSettings, decide
 from aecnn_deploy.offloading.mec.observation import Actions, Floats, Observation, unpacked
@@ -25,8 +26,8 @@ METADATA_KEY = "aecnn_policy"
 INPUTS = ("path", "local", "server", "active")
 MOST_BYTES = 64 * 2**20  # of a policy file
 
-SEARCH = SearchSettings(moves=2, changes=16, steps=1)
 SAMPLES = 8
+CRITICS = ("model", "learned")
 
 
 class PolicyFacts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -39,8 +40,12 @@ class PolicyFacts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     method: str  # name of that scenario's profile
     seed: int
     slots: int  # of training
+    training: str  # the method
+    only: tuple[int, int, int] | None  # numbers of devices, servers and options that it is for; None: any
+    search: dict[str, int]  # with which it is deployed
     prices: dict[str, float]
     residuals: dict[str, list[float]]
+    chances: ChanceNetwork  # the learned critic
 
 
 @dataclass(frozen=True)
@@ -52,7 +57,13 @@ class PolicyFile:
     session: Any  # onnxruntime.InferenceSession
 
     def scores(self, seen: Observation) -> Floats:
-        """[B, N, 1 + S·V]."""
+        """[B, N, 1 + S·V]. Raises PolicyError: it is for another number of devices, servers or options."""
+        sizes = (seen.devices, seen.servers, seen.options)
+        if self.facts.only is not None and sizes != self.facts.only:
+            raise PolicyError(
+                f"{self.path} is for {_counts(self.facts.only)} alone, here are {_counts(sizes)}; train one there: "
+                f"aecnn-deploy policy train --method {self.facts.training}"
+            )
         graph = graph_of(seen)
         (scores,) = self.session.run(None, {name: getattr(graph, name) for name in INPUTS})
         return np.asarray(scores, np.float64)
@@ -64,6 +75,18 @@ class PolicyFile:
     def prices(self) -> Prices:
         """What it has learned of work left to later slots."""
         return Prices(**self.facts.prices)
+
+    def search(self) -> SearchSettings:
+        """With which it is deployed."""
+        return SearchSettings(**self.facts.search)
+
+    def critic(self, kind: str, samples: int = SAMPLES) -> Critic:
+        """The critic "model" or "learned". Raises PolicyError: there is no such one."""
+        if kind == "model":
+            return ModelCritic(self.residuals(), self.prices(), samples=samples)
+        if kind == "learned":
+            return LearnedCritic(self.facts.chances, self.prices())
+        raise PolicyError(f"no critic is called {kind!r}; known are {', '.join(CRITICS)}")
 
 
 def read_policy(path: Path, *, threads: int = 1) -> PolicyFile:
@@ -91,7 +114,8 @@ def read_policy(path: Path, *, threads: int = 1) -> PolicyFile:
         raise PolicyError(f"{path} takes other inputs than {', '.join(INPUTS)}; {remedy}")
     found = PolicyFile(path, facts, session)
     found.residuals()
-    found.prices()
+    found.critic("learned")
+    found.search()
     return found
 
 
@@ -109,6 +133,8 @@ def _facts(path: Path, text: str) -> PolicyFacts:
             f"{path} was trained on features of version {facts.features} with {facts.sizes} numbers of a path, local "
             f"computing and a server; this version has {FEATURES} with {sizes}; train it again, or use its own version"
         )
+    if set(facts.search) != {"moves", "changes", "steps", "joins"}:
+        raise PolicyError(f"{path}: its metadata lack how it searches; {remedy}")
     if set(facts.residuals) != set(KINDS) or set(facts.prices) != {"radio", "edge", "device"}:
         raise PolicyError(f"{path}: its metadata lack residuals or prices; {remedy}")
     return facts
@@ -119,21 +145,25 @@ def facts_text(facts: PolicyFacts) -> str:
     return json.dumps(msgspec.to_builtins(facts), separators=(",", ":"))
 
 
+def _counts(sizes: tuple[int, int, int]) -> str:
+    return f"{sizes[0]} devices, {sizes[1]} servers and {sizes[2]} options"
+
+
 class GraphPolicy:
-    """Decides by a policy file. ``critic``: in place of the critic by model."""
+    """Decides by a policy file. ``critic``: "model", "learned", or one of the caller's own."""
 
     def __init__(
         self,
         file: PolicyFile,
         *,
         name: str = "grl",
-        search: SearchSettings = SEARCH,
+        search: SearchSettings | None = None,
         samples: int = SAMPLES,
-        critic: Critic | None = None,
+        critic: Critic | str = "model",
     ) -> None:
-        self.file, self.search = file, search
+        self.file, self.search = file, search or file.search()
         self._name = name
-        self._critic = critic or ModelCritic(file.residuals(), file.prices(), samples=samples)
+        self._critic = file.critic(critic, samples) if isinstance(critic, str) else critic
 
     @property
     def name(self) -> str:
@@ -146,11 +176,34 @@ class GraphPolicy:
         """[B, N]. A slot without a task is decided, too: everything local, which is nothing."""
         if not seen.active.any():
             return np.zeros(seen.active.shape, np.int64)
+        if self.file.facts.only is not None:
+            return decide(self.file.scores(seen), seen, self._critic, self.search)
         packed, places = seen.packed()
         chosen = decide(self.file.scores(packed), packed, self._critic, self.search)
         return unpacked(chosen, places, seen.devices)
 
 
-def load_policy(path: Path, *, name: str | None = None) -> GraphPolicy:
+def load_policy(path: Path, *, name: str | None = None, critic: str = "model") -> GraphPolicy:
     """The policy at ``path``, ready to decide. Raises PolicyError."""
-    return GraphPolicy(read_policy(path), name=name or path.stem)
+    return GraphPolicy(read_policy(path), name=name or _name_of(path), critic=critic)
+
+
+def _name_of(path: Path) -> str:
+    """What a table calls the policy of this file: its name, or its training's folder's."""
+    return path.parent.name if path.stem == "policy" and path.parent.name else path.stem
+
+
+def copy_policy(run: Path, out: Path) -> PolicyFacts:
+    """Write the policy of the training in ``run`` to ``out``, checked, beside it and renamed. Raises PolicyError."""
+    source = run / "policy.onnx"
+    if not source.exists():
+        if (run / "settings.json").exists():
+            raise PolicyError(f"the training in {run} is not done; go on with: aecnn-deploy policy train … --resume")
+        raise PolicyError(f"{run} holds no training of a policy; make one with: aecnn-deploy policy train --out {run}")
+    facts = read_policy(source).facts
+    if out.is_dir() or not out.parent.is_dir():
+        raise PolicyError(f"cannot write {out}: it is a folder or in none; name a file with --out")
+    beside = out.with_name(out.name + ".part")
+    beside.write_bytes(source.read_bytes())
+    beside.replace(out)
+    return facts

@@ -11,7 +11,6 @@ import json
 import pickle
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +36,7 @@ def train_policy(
     on_slot: Callable[[Trainer], None] | None = None,
 ) -> Path:
     """Train into the folder ``out``; the policy file. Raises PolicyError: there is a run there, or another one's."""
-    settings = replace(settings, slots=-(-settings.slots // settings.episode) * settings.episode)
+    settings = settings.for_slots(settings.slots)
     document = _document(scenario, settings)
     trainer = Trainer(scenario, settings)
     taken_s = _begin(trainer, document, out, resume=resume)
@@ -57,8 +56,8 @@ def train_policy(
 def _document(scenario: Scenario, settings: TrainSettings) -> dict[str, Any]:
     return {
         "version": __version__,
-        "method": "grl",
-        "scenario": msgspec.to_builtins(scenario),
+        "method": settings.method,
+        "scenario": json.loads(msgspec.json.encode(scenario)),
         "settings": json.loads(json.dumps(settings.document())),
     }
 

@@ -49,16 +49,22 @@ def decide(scores: Floats, seen: Observation, critic: Critic, settings: SearchSe
         return first
     groups = groups_of(seen.servers, seen.options)
     candidates = order_preserving(scores, groups, settings.moves)
+    # One call of the critic for many candidates is cheaper than many for few: the first changes are around the first.
+    around, first = candidates[:, 0], candidates.shape[1]
+    if settings.steps:
+        candidates = np.concatenate([candidates, single_changes(scores, around, settings.changes)], axis=1)
     worth = critic.score(seen, candidates)
-    for _ in range(settings.steps):
-        best, found = _best(candidates, worth)
-        changed = single_changes(scores, best, settings.changes)
-        changed_worth = critic.score(seen, changed)
-        candidates, worth = _more(candidates, worth, changed, changed_worth)
+    changed, changed_worth, found = candidates[:, first:], worth[:, first:], worth[:, 0]
+    for step in range(settings.steps):
+        if step:
+            around, found = _best(candidates, worth)
+            changed = single_changes(scores, around, settings.changes)
+            changed_worth = critic.score(seen, changed)
+            candidates, worth = _more(candidates, worth, changed, changed_worth)
         if settings.joins:
-            joined = joined_changes(best, changed, changed_worth - found[:, None], settings.joins)
+            joined = joined_changes(around, changed, changed_worth - found[:, None], settings.joins)
             candidates, worth = _more(candidates, worth, joined, critic.score(seen, joined))
-        if not (worth.max(axis=1) > found).any():
+        if step and not (worth.max(axis=1) > found).any():
             break
     return _best(candidates, worth)[0]
 

@@ -12,18 +12,20 @@ import numpy as np
 import torch
 from torch import nn
 
+from aecnn_deploy.offloading.agent.chances import ChanceTrainer
 from aecnn_deploy.offloading.agent.critic import ModelCritic, Prices
 from aecnn_deploy.offloading.agent.features import Floats32, Graph, graph_of
 from aecnn_deploy.offloading.agent.network import GraphActor
 from aecnn_deploy.offloading.agent.residuals import Experience, Residuals
 from aecnn_deploy.offloading.agent.search import decide
 from aecnn_deploy.offloading.agent.settings import TRAINING_SEED, VALIDATION_SEED, TrainSettings
+from aecnn_deploy.offloading.baselines.flat_actor import FlatActor
 from aecnn_deploy.offloading.mec.observation import Actions, Floats, Observation
 from aecnn_deploy.offloading.mec.scenario import Scenario
 from aecnn_deploy.offloading.mec.world import World
 
 GRAPH_PARTS = ("path", "local", "server", "active")
-_PRICE_STEPS = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
+_PRICE_STEPS = (0.0, 1.0, 2.0, 4.0, 8.0, 16.0)
 _CRITIC_SLOTS = 10  # until the critic takes up what has been learned of estimates meanwhile, with other futures
 
 
@@ -69,7 +71,7 @@ def tensors(graph: Graph) -> list[torch.Tensor]:
     return [torch.from_numpy(part) for part in (graph.path, graph.local, graph.server, graph.active)]
 
 
-def loss_of(actor: GraphActor, inputs: list[torch.Tensor], actions: torch.Tensor) -> torch.Tensor:
+def loss_of(actor: GraphActor | FlatActor, inputs: list[torch.Tensor], actions: torch.Tensor) -> torch.Tensor:
     """Cross entropy with the decisions of devices that have a task, mean over them and over the actor's rounds."""
     active = inputs[3]
     losses = []
@@ -85,13 +87,17 @@ class Trainer:
     def __init__(self, scenario: Scenario, settings: TrainSettings) -> None:
         self.scenario, self.settings = scenario, settings
         torch.manual_seed(settings.seed)
-        self.actor = GraphActor(settings.width, settings.rounds)
+        self.actor: GraphActor | FlatActor = GraphActor(settings.width, settings.rounds)
+        if settings.flat:
+            options = len(scenario.profile.options)
+            self.actor = FlatActor(scenario.devices.count, scenario.servers.count, options)
         self.optimiser = torch.optim.Adam(self.actor.parameters(), settings.learning_rate)
         self.schedule = torch.optim.lr_scheduler.OneCycleLR(
             self.optimiser, settings.learning_rate, total_steps=settings.slots * settings.updates + 1
         )
         self.rng = np.random.default_rng(settings.seed)
         self.experience, self.prices = Experience(), Prices()
+        self.chances = ChanceTrainer(settings.seed)
         self.world = World(scenario, batch=settings.worlds, seed=TRAINING_SEED + settings.seed)
         self.replay: Replay | None = None
         self.slot = 0
@@ -108,7 +114,7 @@ class Trainer:
         """The critic by what has been learned so far."""
         settings = self.settings
         return ModelCritic(
-            self.experience.residuals(),
+            self.residuals(),
             self.prices,
             samples=samples or settings.samples,
             seed=self.slot if seed is None else seed,
@@ -123,8 +129,10 @@ class Trainer:
             self._critic = self.critic()
         seen, truth = self.world.observe(), self.world.truth()
         actions = decide(self.scored(seen), seen, self._critic, settings.search)
-        outcome = self.world.step(actions)
-        self.experience.learn(seen, truth, actions, outcome.sent)
+        played = self._explored(actions)
+        outcome = self.world.step(played)
+        self.experience.learn(seen, truth, played, outcome.sent)
+        self.chances.learn(seen, played, outcome.in_time)
         self.scores.append(float(outcome.reward.sum() / max(outcome.active.sum(), 1)))
         graph = graph_of(seen)
         if self.replay is None:
@@ -142,8 +150,14 @@ class Trainer:
             losses.append(float(loss.detach()))
         self.loss = float(np.mean(losses))
         self.slot += 1
-        if self.slot in {int(share * settings.slots) for share in settings.price_after}:
+        if not settings.plain and self.slot in {int(share * settings.slots) for share in settings.price_after}:
             self.learn_prices()
+
+    def _explored(self, actions: Actions) -> Actions:
+        """``actions``, but for some devices of every other world."""
+        otherwise = self.rng.random(actions.shape) < self.settings.explore
+        otherwise[::2] = False
+        return np.where(otherwise, self.rng.integers(self.world.choices, size=actions.shape), actions)
 
     def learn_prices(self) -> None:
         """What a second of work left costs: each price in turn, as the worlds of training seeds reward it."""
@@ -156,7 +170,7 @@ class Trainer:
     def _trial(self, prices: Prices) -> float:
         """The mean reward of a task under ``prices``; every trial meets the same worlds."""
         settings = self.settings
-        critic = ModelCritic(self.experience.residuals(), prices, samples=settings.samples, seed=self.slot)
+        critic = ModelCritic(self.residuals(), prices, samples=settings.samples, seed=self.slot)
         seed = TRAINING_SEED * 2 + settings.seed + self.slot
         return self._run(critic, seed, settings.price_slots)
 
@@ -169,14 +183,14 @@ class Trainer:
         worth = arrived = 0.0
         for _ in range(slots):
             seen = world.observe()
-            outcome = world.step(decide(self.scored(seen), seen, critic, self.settings.search))
+            outcome = world.step(decide(self.scored(seen), seen, critic, self.settings.deployed))
             worth += outcome.reward.sum()
             arrived += outcome.active.sum()
         return float(worth / max(arrived, 1.0))
 
     def residuals(self) -> Residuals:
-        """What is learned of the estimates."""
-        return self.experience.residuals()
+        """What is learned of the estimates; nothing, where they are taken at face value."""
+        return Residuals.none() if self.settings.plain else self.experience.residuals()
 
     def state(self) -> dict[str, Any]:
         """All that ``restore`` needs to go on as if nothing had been; only between episodes."""
@@ -193,6 +207,7 @@ class Trainer:
             "world": json.dumps(self.world.draws()),
             "prices": asdict(self.prices),
             "experience": {name: torch.from_numpy(logs) for name, logs in self.experience.logs().items()},
+            "chances": self.chances.state(),
             "scores": self.scores,
             "replay": None
             if replay is None
@@ -213,6 +228,7 @@ class Trainer:
         self.world.go_on(json.loads(state["world"]))
         self.prices = Prices(**state["prices"])
         self.experience.put({name: logs.numpy() for name, logs in state["experience"].items()})
+        self.chances.restore(state["chances"])
         self.scores = list(state["scores"])
         kept = state["replay"]
         if kept is not None:

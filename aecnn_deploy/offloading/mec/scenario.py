@@ -15,7 +15,11 @@ Count = Annotated[int, msgspec.Meta(ge=1)]
 Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
 Positive = Annotated[float, msgspec.Meta(gt=0)]
 NotNegative = Annotated[float, msgspec.Meta(ge=0)]
+Name = Annotated[str, msgspec.Meta(min_length=1, max_length=100)]
 Range = tuple[float, float]
+
+MOST_LINKS = 10_000_000  # N·S·max(V, taps): beyond, one slot of one world takes gigabytes
+MOST_SLOTS = 1_000_000
 
 
 class _Part(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -26,6 +30,18 @@ def _check_range(name: str, bounds: Range, low: float, high: float = np.inf) -> 
     if not (low <= bounds[0] <= bounds[1] <= high):
         limit = f"of at least {low:g}" if high == np.inf else f"from {low:g} to {high:g}"
         raise ScenarioError(f"{name} is [{bounds[0]:g}, {bounds[1]:g}]; expected [least, most], both {limit}")
+
+
+def _check_finite(part: msgspec.Struct) -> None:
+    """Refuse a number that is none, wherever it stands: bounds do not catch it."""
+    for field in msgspec.structs.fields(part):
+        value = getattr(part, field.name)
+        if isinstance(value, _Part):
+            _check_finite(value)
+        numbers = value if isinstance(value, tuple) else (value,)
+        if any(isinstance(number, float) and not np.isfinite(number) for number in numbers):
+            table = f"{type(part).__name__.lower()}." if not hasattr(part, "profile") else ""
+            raise ScenarioError(f"{table}{field.name} is {value}; expected finite numbers")
 
 
 class Devices(_Part, frozen=True):
@@ -111,7 +127,7 @@ class Energy(_Part, frozen=True):
 class Scenario(_Part, frozen=True):
     """One scenario, with its profile read."""
 
-    name: str
+    name: Name
     profile: Profile
     devices: Devices
     servers: Servers
@@ -122,16 +138,76 @@ class Scenario(_Part, frozen=True):
     slots: Count = 200  # of an episode
 
     def __post_init__(self) -> None:
-        late = [f"{server}" for server, first, _ in self.servers.fails if first >= self.slots]
-        if late:
-            raise ScenarioError(
-                f"scenario {self.name}: server {', '.join(late)} fails after the last of {self.slots} slots; "
-                "name an earlier slot, or raise slots"
-            )
+        _check_finite(self)
+        self._check_size()
+        self._check_failures()
+        self._check_reach()
         if self.uncertainty.estimate_error and not self.radio.fading:
             raise ScenarioError(
                 f"scenario {self.name}: estimates are off by {self.uncertainty.estimate_error:g} of a fading of 0; "
                 "set radio.fading above 0, or uncertainty.estimate_error to 0"
+            )
+        way_m = self.devices.move_m_s * self.slot_ms / 1e3
+        if way_m > self.radio.area_m:
+            raise ScenarioError(
+                f"scenario {self.name}: a device moves {way_m:g} m in a slot, across the whole area of "
+                f"{self.radio.area_m:g} m; lower devices.move_m_s or slot_ms, or raise radio.area_m"
+            )
+
+    def _check_size(self) -> None:
+        """Refuse what would take more memory than a machine has, before it is taken."""
+        options = len(self.profile.options)
+        links = self.devices.count * self.servers.count * max(options, self.radio.diversity)
+        if links > MOST_LINKS:
+            raise ScenarioError(
+                f"scenario {self.name}: {self.devices.count} devices, {self.servers.count} servers, {options} options "
+                f"and {self.radio.diversity} taps make {links} numbers a slot, over the limit of {MOST_LINKS}; "
+                "name fewer devices or servers"
+            )
+        if self.slots > MOST_SLOTS:
+            raise ScenarioError(
+                f"scenario {self.name}: {self.slots} slots, over the limit of {MOST_SLOTS}; name fewer, and more seeds"
+            )
+
+    def _check_failures(self) -> None:
+        """Refuse failures that are never met, that overlap, or that leave no server for good."""
+        for server, first, back in self.servers.fails:
+            if first >= self.slots:
+                raise ScenarioError(
+                    f"scenario {self.name}: server {server} fails at slot {first}, after the last of {self.slots} "
+                    "slots, counted from 0; name an earlier slot, or raise slots"
+                )
+            for other, start, _ in self.servers.fails:
+                if other == server and first < start < back:
+                    raise ScenarioError(
+                        f"scenario {self.name}: server {server} fails at slot {start} while it is down from {first} "
+                        f"to {back}; make one failure of both"
+                    )
+        if len(set(self.servers.fails)) < len(self.servers.fails):
+            raise ScenarioError(f"scenario {self.name}: servers.fails names a failure twice; name it once")
+        lost = {server for server, _, back in self.servers.fails if back >= self.slots}
+        if len(lost) == self.servers.count:
+            since = max(first for _, first, back in self.servers.fails if back >= self.slots)
+            raise ScenarioError(
+                f"scenario {self.name}: from slot {since} on every server is down for good; let one of them come back "
+                f"before slot {self.slots}, or leave one running"
+            )
+
+    def _check_reach(self) -> None:
+        """Refuse deadlines that no option could meet: on the fastest device, the best link and the free server."""
+        devices, radio = self.devices, self.radio
+        speed = max(self.servers.capacity) * (1 - self.servers.foreign[0])
+        best_bps = radio.bandwidth_mhz * 1e6 * radio.most_bits
+        least_ms = np.inf
+        for option in self.profile.options:
+            sent_bytes = devices.image_kb[0] * 1e3 if option.sends_picture else option.payload_bytes
+            ready_ms = (devices.prepare_ms + option.device_ms) / devices.speed[1]
+            least_ms = min(least_ms, ready_ms + 8e3 * sent_bytes / best_bps + option.edge_ms / speed + radio.hop_ms)
+        if least_ms > devices.deadline_ms[1]:
+            raise ScenarioError(
+                f"scenario {self.name}: no option of profile {self.profile.name} is ever done within the longest "
+                f"deadline of {devices.deadline_ms[1]:g} ms; the fastest takes {least_ms:.3g} ms at best: raise "
+                "devices.deadline_ms or radio.bandwidth_mhz, or take faster options"
             )
 
     @property

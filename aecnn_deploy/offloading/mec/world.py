@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from aecnn_deploy.errors import PolicyError
 from aecnn_deploy.offloading.mec.line import serve
-from aecnn_deploy.offloading.mec.observation import Actions, Flags, Floats, Observation, option_of, server_of
+from aecnn_deploy.offloading.mec.observation import LOCAL, Actions, Flags, Floats, Observation
 from aecnn_deploy.offloading.mec.profile import ProfileArrays
 from aecnn_deploy.offloading.mec.scenario import Scenario
 
@@ -101,6 +101,8 @@ class World:
         self._payload = np.where(
             profile.sends_picture, self._image_bytes[..., None], profile.payload_bytes
         )  # [B, N, V]
+        self._bits = 8 * self._payload[:, :, None, :]  # [B, N, 1, V]
+        self._snr = self._mean_snr()
         self._seen_speed = self._server_speed()
         self._seen_up = self._up()
         self._draw()
@@ -166,6 +168,7 @@ class World:
             step = way * np.stack([np.cos(self._heading), np.sin(self._heading)], axis=-1)
             place = self._position + step
             self._position = np.clip(place, 0, radio.area_m)
+            self._snr = self._mean_snr()
             self._heading = np.where((place != self._position).any(axis=-1), self._heading + np.pi / 2, self._heading)
 
     def _draw(self) -> None:
@@ -178,14 +181,15 @@ class World:
         device_noise = np.exp(rng.normal(0, 1, shape) * unsure.device_jitter - unsure.device_jitter**2 / 2)
         edge_noise = np.exp(rng.normal(0, 1, shape) * unsure.edge_jitter - unsure.edge_jitter**2 / 2)
         missed = _taps(rng, self._taps.shape)
-        seen_taps = np.sqrt(1 - unsure.estimate_error) * self._taps + np.sqrt(unsure.estimate_error) * missed
-        snr = self._mean_snr()
-        bits = 8 * self._payload[:, :, None, :]
-        airtime = bits / self._rate(snr, self._taps)[..., None]
-        seen_airtime = bits / self._rate(snr, seen_taps)[..., None] if unsure.estimate_error else airtime
+        airtime = self._bits / self._rate(self._taps)[..., None]
+        seen_airtime = airtime
+        if unsure.estimate_error:
+            seen_taps = np.sqrt(1 - unsure.estimate_error) * self._taps + np.sqrt(unsure.estimate_error) * missed
+            seen_airtime = self._bits / self._rate(seen_taps)[..., None]
         speed, up = self._server_speed(), self._up()
         seen_speed, seen_up = (speed, up) if unsure.known_load else (self._seen_speed, self._seen_up)
-        self._truth = Truth(airtime, self._service(speed, up), device_noise, edge_noise)
+        service = self._service(speed, up)
+        self._truth = Truth(airtime, service, device_noise, edge_noise)
         profile = self._profile
         self._observation = Observation(
             active=active,
@@ -194,7 +198,7 @@ class World:
             local_s=self._local_s,
             device_s=self._device_s,
             airtime_s=seen_airtime,
-            edge_s=self._service(seen_speed, seen_up),
+            edge_s=service if unsure.known_load else self._service(seen_speed, seen_up),
             radio_backlog_s=self._radio_backlog,
             edge_backlog_s=self._edge_backlog,
             accuracy=profile.accuracy,
@@ -207,7 +211,7 @@ class World:
     def _service(self, speed: Floats, up: Flags) -> Floats:
         """[B, S, V] seconds of one task on each server."""
         seconds = self._profile.edge_s / speed[..., None]
-        return np.where(up[:, None], seconds, np.inf)
+        return seconds if up.all() else np.where(up[:, None], seconds, np.inf)
 
     def _mean_snr(self) -> Floats:
         """[B, N, S]: without fading, as a factor."""
@@ -219,12 +223,12 @@ class World:
         factor: Floats = 10 ** ((radio.power_dbm - loss_db - noise_dbm) / 10)
         return factor
 
-    def _rate(self, snr: Floats, taps: NDArray[np.complex128]) -> Floats:
+    def _rate(self, taps: NDArray[np.complex128]) -> Floats:
         """[B, N, S] bits a second."""
         radio = self.scenario.radio
-        power = (taps.real**2 + taps.imag**2).mean(axis=-1)
+        power = np.add.reduce(taps.real**2 + taps.imag**2, axis=-1) / radio.diversity
         gain = 1 - radio.fading + radio.fading * power
-        bits = np.minimum(radio.efficiency * np.log2(1 + snr * gain), radio.most_bits)
+        bits = np.minimum(radio.efficiency * np.log2(1 + self._snr * gain), radio.most_bits)
         rate: Floats = radio.bandwidth_mhz * 1e6 * np.maximum(bits, 1e-6)
         return rate
 
@@ -242,17 +246,20 @@ def settle(
         raise PolicyError(
             f"a decision holds {actions.min()} to {actions.max()}, expected 0 (local) to {seen.choices - 1}"
         )
-    rows, columns = np.indices(actions.shape)
-    server = np.where(seen.active, server_of(actions, seen.options), -1)
-    option = option_of(actions, seen.options)
-    at = np.maximum(server, 0)
-    offloaded = server >= 0
+    batch, devices = actions.shape
+    choice = np.maximum(actions - 1, 0)  # s·V + v
+    at, option = np.divmod(choice, seen.options)
+    offloaded = (actions > LOCAL) & seen.active
+    server = np.where(offloaded, at, -1)
     local = seen.local_fits() & ~offloaded
-    work = np.where(offloaded, np.take_along_axis(seen.device_s, option[..., None], axis=2)[..., 0], seen.local_s)
+    task = np.arange(batch * devices).reshape(batch, devices)
+    world = np.arange(batch)[:, None]
+    places = seen.servers * seen.options
+    work = np.where(offloaded, seen.device_s.reshape(-1)[task * seen.options + option], seen.local_s)
     work = np.where(offloaded | local, work * truth.device_noise, 0.0)
     ready = seen.device_backlog_s + work
-    airtime = truth.airtime_s[rows, columns, at, option]
-    service = truth.edge_s[rows, at, option] * truth.edge_noise
+    airtime = truth.airtime_s.reshape(-1)[task * places + choice]
+    service = truth.edge_s.reshape(-1)[world * places + choice] * truth.edge_noise
     served = serve(
         server,
         ready,
@@ -297,5 +304,5 @@ def _grid(servers: int, side: float) -> Floats:
 def _taps(rng: np.random.Generator, shape: tuple[int, ...]) -> NDArray[np.complex128]:
     """Complex Gaussian of power 1."""
     parts = rng.normal(0, np.sqrt(0.5), (*shape, 2))
-    taps: NDArray[np.complex128] = parts[..., 0] + 1j * parts[..., 1]
+    taps: NDArray[np.complex128] = parts.view(np.complex128)[..., 0]
     return taps

@@ -1,0 +1,71 @@
+"""Policies by name. A name's module is imported when the policy is made: most need nothing but numpy, some torch."""
+
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from pathlib import Path
+from types import MappingProxyType
+
+from aecnn_deploy.errors import PolicyError
+from aecnn_deploy.offloading.mec.scenario import Scenario
+from aecnn_deploy.offloading.policy import Policy
+
+Maker = Callable[[Scenario, int], Policy]
+
+# name -> "module:function" of a scenario and a seed
+POLICIES: Mapping[str, str] = MappingProxyType(
+    {
+        "random": "aecnn_deploy.offloading.registry:make_random",
+        "local": "aecnn_deploy.offloading.registry:make_local",
+        "exact": "aecnn_deploy.offloading.registry:make_exact",
+    }
+)
+
+
+def make_policy(name: str, scenario: Scenario, seed: int = 0) -> Policy:
+    """The policy of this name, or of this file, for ``scenario``; ``seed``: of what is random in it.
+
+    Raises PolicyError: there is no such name or file, or the file is no policy.
+    """
+    if is_policy_file(name):
+        from aecnn_deploy.offloading.agent.policy import load_policy
+
+        return load_policy(policy_file(Path(name)))
+    if name not in POLICIES:
+        raise PolicyError(
+            f"no policy is called {name!r}; known are {', '.join(POLICIES)}, the path of a policy file (.onnx), and "
+            "the folder of a training that is done"
+        )
+    module, _, attribute = POLICIES[name].partition(":")
+    maker: Maker = getattr(import_module(module), attribute)
+    return maker(scenario, seed)
+
+
+def is_policy_file(name: str) -> bool:
+    """Whether ``name`` is a path and no name: it ends in .onnx, has a slash, or is a folder here."""
+    return name not in POLICIES and (name.endswith(".onnx") or "/" in name or Path(name).is_dir())
+
+
+def policy_file(path: Path) -> Path:
+    """The policy file of a path: itself, or the one in a training's folder."""
+    return path / "policy.onnx" if path.is_dir() else path
+
+
+def make_random(scenario: Scenario, seed: int) -> Policy:
+    """``RandomPolicy``."""
+    from aecnn_deploy.offloading.baselines.simple import RandomPolicy
+
+    return RandomPolicy(seed)
+
+
+def make_local(scenario: Scenario, seed: int) -> Policy:
+    """``AllLocal``."""
+    from aecnn_deploy.offloading.baselines.simple import AllLocal
+
+    return AllLocal()
+
+
+def make_exact(scenario: Scenario, seed: int) -> Policy:
+    """``ExactPolicy``."""
+    from aecnn_deploy.offloading.bounds.policy import ExactPolicy
+
+    return ExactPolicy()
