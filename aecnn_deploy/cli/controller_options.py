@@ -18,7 +18,10 @@ SlotOption = Annotated[float, typer.Option(help="Milliseconds of a slot: devices
 
 
 def policy_of(name: str) -> "Policy":
-    """The policy of a file or of a training's folder, or a built-in one. Raises PolicyError: there is none, or the file cannot be used."""
+    """The policy of a file or of a training's folder, or a built-in one.
+
+    Raises PolicyError: there is none, or the file cannot be used.
+    """
     from aecnn_deploy.offloading.live.policies import BUILT_IN, named_policy
     from aecnn_deploy.offloading.registry import policy_file
 
