@@ -71,16 +71,22 @@ class Reply:
 
 def stream_url(edge: str) -> str:
     """The WebSocket address of ``edge`` (a ws, wss, http or https URL). Raises SettingsError: it is no such URL."""
+    return websocket_url(edge, STREAM_PATH, "--edge")
+
+
+def websocket_url(address: str, path: str, option: str) -> str:
+    """``address`` (a ws, wss, http or https URL) with ``path`` added. Raises SettingsError: it is no such URL."""
     try:
-        parts = urlsplit(edge)
+        parts = urlsplit(address)
         host, _ = parts.hostname, parts.port
     except ValueError as exc:
-        raise SettingsError(f"--edge {edge!r} is no address: {exc}") from None
+        raise SettingsError(f"{option} {address!r} is no address: {exc}") from None
     if parts.scheme not in _SCHEMES or not host or parts.query or parts.fragment:
-        raise SettingsError(f"--edge {edge!r} is no address of an edge; give ws://HOST:PORT or wss://HOST:PORT")
-    path = parts.path.rstrip("/")
-    path = path if path.endswith(STREAM_PATH) else path + STREAM_PATH
-    return urlunsplit((_SCHEMES[parts.scheme], parts.netloc, path, "", ""))
+        what = "an edge" if option == "--edge" else "a controller"
+        raise SettingsError(f"{option} {address!r} is no address of {what}; give ws://HOST:PORT or wss://HOST:PORT")
+    before = parts.path.rstrip("/")
+    full = before if before.endswith(path) else before + path
+    return urlunsplit((_SCHEMES[parts.scheme], parts.netloc, full, "", ""))
 
 
 class EdgeLink:

@@ -14,16 +14,19 @@ import random
 import sys
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
+from functools import partial
 from threading import Event
 
 from aecnn_deploy.bundle.reader import Bundle
-from aecnn_deploy.errors import AecnnError
 from aecnn_deploy.planning.link_rate import LinkRate
+from aecnn_deploy.runtimes.advised_run import advised, open_first
 from aecnn_deploy.runtimes.backoff import Backoff
+from aecnn_deploy.runtimes.controller_advice import AdviceBox
 from aecnn_deploy.runtimes.device_head import hello_of
 from aecnn_deploy.runtimes.device_heads import DeviceHeads
 from aecnn_deploy.runtimes.device_link import EdgeLink
 from aecnn_deploy.runtimes.device_settings import DeviceSettings
+from aecnn_deploy.runtimes.edge_names import named_edges
 from aecnn_deploy.runtimes.edge_sessions import EdgeSessions
 from aecnn_deploy.runtimes.frame_desk import FrameDesk
 from aecnn_deploy.runtimes.live_variants import LiveVariants, live_ranking
@@ -34,6 +37,7 @@ from aecnn_deploy.runtimes.plane_coders import PlaneCoders
 from aecnn_deploy.runtimes.run_report import ImageReport, RunReport, RunTotals
 from aecnn_deploy.runtimes.source import SourceImage
 from aecnn_deploy.runtimes.tracing import DeviceTracer
+from aecnn_deploy.runtimes.way_choice import EdgeSide, WayChoice
 
 _SWITCH_INTERVAL_S = 0.0005  # Python's own 5 ms is what the head would wait for a thread that encodes or receives
 
@@ -67,28 +71,30 @@ def run_frames(
         sys.setswitchinterval(min(_SWITCH_INTERVAL_S, sys.getswitchinterval()))
         closing = stack.enter_context(ExitStack())
         closing.callback(close_source, frames)
-        rate = LinkRate()
+        edges = named_edges((settings.edge, *settings.other_edges))
+        rates = [LinkRate() for _ in edges]
         found = live_ranking(bundle, settings)
-        chooser = None if found is None else LiveVariants(found, settings, rate)
+        lives = () if found is None else tuple(LiveVariants(found, settings, rate) for rate in rates)
         ids = () if found is None else tuple(candidate.variant for candidate in found.candidates)
         heads = DeviceHeads(bundle, settings, ids or (bundle.variant(settings.variant).id,))
-        way = settings.coder or (SMALLEST if chooser is None else AUTO)
-        coders = PlaneCoders(
-            {
+        way = settings.coder or (AUTO if lives else SMALLEST)
+
+        def make_coders(rate: LinkRate) -> PlaneCoders:
+            own = {
                 index: PlaneCoder(bundle, heads[index].variant, rate, coder=way, level=settings.zstd_level)
                 for index in heads
-            },
-            rate,
-            live=chooser is not None,
-        )
+            }
+            return PlaneCoders(own, rate, live=bool(lives))
+
+        coders = [make_coders(rate) for rate in rates]
         local = LocalModel(bundle, settings) if settings.fallback == "local" else None
-        hello = hello_of(bundle, settings, uses=() if chooser is None else tuple(heads))
+        hello = hello_of(bundle, settings, uses=tuple(heads) if lives else ())
         tracer = DeviceTracer()
         stack.callback(tracer.close)
 
-        def make_link() -> EdgeLink:
+        def make_link(url: str, rate: LinkRate) -> EdgeLink:
             return EdgeLink(
-                settings.edge,
+                url,
                 hello,
                 timeout_s=settings.timeout_s,
                 limits=settings.limits,
@@ -97,37 +103,47 @@ def run_frames(
                 credentials=settings.credentials,
             )
 
+        urls = [make_link(edge.url, rate).url for edge, rate in zip(edges, rates, strict=True)]
         desk = FrameDesk(
             settings,
-            url=make_link().url,
+            url=urls[0],
             variant=heads.first,
             labels=tuple(bundle.manifest.labels),
             local=local,
             latest=(settings.policy or ("latest" if live else "all")) == "latest",
             tracer=tracer,
-            live=chooser,
+            lives=lives,
         )
-        sessions = EdgeSessions(
-            desk.lock,
-            make_link,
-            coders,
-            desk,
-            in_flight=settings.in_flight,
-            timeout_s=settings.timeout_s,
-            backoff=Backoff(random.Random(settings.seed), longest_s=settings.longest_pause_s),
-        )
-        stack.callback(sessions.close)
-        try:
-            sessions.open_first()
-        except AecnnError:
-            if local is None:
-                raise
+
+        def make_side(index: int) -> EdgeSide:
+            edge, rate, own = edges[index], rates[index], coders[index]
+            sessions = EdgeSessions(
+                desk.lock,
+                partial(make_link, edge.url, rate),
+                own,
+                desk,
+                in_flight=settings.in_flight,
+                timeout_s=settings.timeout_s,
+                backoff=Backoff(random.Random(settings.seed), longest_s=settings.longest_pause_s),
+            )
+            stack.callback(sessions.close)
+            return EdgeSide(index, edge.name, urls[index], own, sessions, lives[index] if lives else None)
+
+        sides = tuple(make_side(index) for index in range(len(edges)))
+        open_first(sides, needed=local is None)
         stack.enter_context(heads)
         if local is not None:
             stack.enter_context(local)
-        if chooser is not None:
-            chooser.begin(bundle, heads, coders, local_s=local.cost_s if local is not None else None)
-        pipeline = PipelineStages(bundle, settings, desk, sessions, coders, heads, local, chooser)
+        for side in sides:
+            if side.live is not None:
+                side.live.begin(bundle, heads, side.coders, local_s=local.cost_s if local is not None else None)
+        box = None
+        if settings.controller is not None:
+            box = AdviceBox(tuple(spec.id for spec in bundle.manifest.variants), len(edges))
+        ways = WayChoice(desk, sides, box)
+        if box is not None:
+            stack.enter_context(advised(bundle, settings, ways, box, local))
+        pipeline = PipelineStages(bundle, settings, ways, heads, local)
         stack.callback(pipeline.close)
         closing.pop_all()  # the thread that reads them closes them
         pipeline.start(frames, limit, live)
@@ -142,4 +158,4 @@ def run_frames(
 
         interrupted = pipeline.tell_all(tell, stop)
         error = pipeline.source_error()
-    return RunReport(bundle.id, images, interrupted, coders.explain(), totals, error)
+    return RunReport(bundle.id, images, interrupted, ways.last_used.coders.explain(), totals, error)

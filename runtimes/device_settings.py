@@ -17,6 +17,7 @@ Fallback = Literal["local", "none"]
 POLICIES: tuple[Policy, ...] = ("latest", "all")
 FALLBACKS: tuple[Fallback, ...] = ("local", "none")
 DEFAULT_IN_FLIGHT = 4
+MAX_EDGES = 16  # of one device, and of one controller
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +45,8 @@ class DeviceSettings:
     fallback: Fallback = "none"
     longest_pause_s: float = LONGEST_S  # between attempts at an edge that is away
     seed: int | None = None  # of the pauses between attempts at an edge that is away
+    other_edges: tuple[str, ...] = ()  # beside ``edge``; each as there, or NAME=URL by the controller's name for it
+    controller: str | None = None  # http://HOST:PORT, https://, ws:// or wss://: who says where each frame goes
 
     def __post_init__(self) -> None:
         if not 0 <= self.threads <= 1024:
@@ -51,6 +54,7 @@ class DeviceSettings:
         if self.coder is not None:
             check_coder(self.coder)
         self._check_min_accuracy()
+        self._check_ways()
         check_precision(self.head)
         if self.name is not None and not (self.name.isprintable() and 1 <= len(self.name) <= 64):
             raise SettingsError(f"the name {self.name!r} is not 1 to 64 printable characters; choose another --name")
@@ -66,6 +70,22 @@ class DeviceSettings:
             raise SettingsError(f"unknown policy {self.policy!r}; choose one of {', '.join(POLICIES)}")
         if self.fallback not in FALLBACKS:
             raise SettingsError(f"unknown fallback {self.fallback!r}; choose one of {', '.join(FALLBACKS)}")
+
+    @property
+    def several_ways(self) -> bool:
+        """Whether each frame's edge is chosen, and not only its variant."""
+        return bool(self.other_edges) or self.controller is not None
+
+    def _check_ways(self) -> None:
+        if not self.several_ways:
+            return
+        what = "--controller" if self.controller is not None else "more than one --edge"
+        if self.deadline_ms is None:
+            raise SettingsError(f"{what} needs --deadline-ms: each frame goes where it is expected to be in time")
+        if self.variant is not None:
+            raise SettingsError(f"{what} is for choosing among ways, and --variant fixes one; drop either")
+        if len(self.other_edges) >= MAX_EDGES:
+            raise SettingsError(f"{1 + len(self.other_edges)} edges were given, expected at most {MAX_EDGES}")
 
     def _check_min_accuracy(self) -> None:
         if self.min_accuracy is None:

@@ -3,7 +3,8 @@
 import logging
 import math
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
 
 from aecnn_deploy.errors import RequestFailedError
 from aecnn_deploy.runtimes.edge_models import BAD_IMAGE
@@ -35,8 +36,8 @@ _STATUS = {
 }
 
 
-def build_app(service: EdgeService) -> "Starlette":
-    """The ASGI application over ``service``."""
+def build_app(service: EdgeService, more: Iterable[Any] = ()) -> "Starlette":
+    """The ASGI application over ``service``, with ``more`` routes."""
     from starlette.applications import Starlette
     from starlette.requests import ClientDisconnect
     from starlette.responses import JSONResponse, Response
@@ -88,6 +89,7 @@ def build_app(service: EdgeService) -> "Starlette":
             *status_routes(service.observer),
             Route(CLASSIFY_PATH, classify, methods=["POST"]),
             WebSocketRoute(STREAM_PATH, stream),
+            *more,
         ]
     )
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Coroutine
 from contextlib import closing
 from dataclasses import dataclass
 from types import FrameType
-from typing import Any
+from typing import Any, Protocol
 
 from aecnn_deploy.bundle.reader import Bundle
 from aecnn_deploy.errors import AecnnError, ServeError
@@ -20,6 +20,7 @@ from aecnn_deploy.runtimes.edge_gate import Gate
 from aecnn_deploy.runtimes.edge_guard import Guard
 from aecnn_deploy.runtimes.edge_service import EdgeService
 from aecnn_deploy.runtimes.edge_settings import EdgeSettings
+from aecnn_deploy.runtimes.edge_view import EdgeState
 from aecnn_deploy.wire import HEADER_BYTES
 
 _CLOSE_S = 2  # for connections and threads once the drain is over
@@ -47,13 +48,28 @@ class ServingEnd:
     models_idle: bool  # false: a model still runs on its thread, which only the end of the process can stop
 
 
+class Annex(Protocol):
+    """What an edge serves beside its own: an offloading controller."""
+
+    def routes(self) -> list[Any]: ...
+
+    def collector(self) -> Any:
+        """Of metrics, in Prometheus' form."""
+
+    async def run(self, look: Callable[[], EdgeState]) -> None:
+        """While the edge is ready; ``look`` says how it is."""
+
+
 def serve(
     bundle: Bundle,
     settings: EdgeSettings,
     on_ready: Callable[[ReadyEdge], None],
     reopen: Callable[[], Bundle] | None = None,
+    annex: Annex | None = None,
 ) -> ServingEnd:
     """Serve ``bundle`` until SIGINT or SIGTERM; at SIGHUP, serve what ``reopen`` gives, which may raise BundleError.
+
+    ``annex``: what else is served on the same port.
 
     Raises, before a model is loaded: CredentialsError: a certificate, a key or the token file cannot be used;
     ServeError: the address cannot be taken; SettingsError: the settings name no variant of the bundle;
@@ -63,12 +79,14 @@ def serve(
     for module in ("uvicorn", "starlette", "websockets", "prometheus_client", "onnxruntime"):
         require(module, why="serving an edge", extra="edge")
     gate = Gate(settings.guard)
-    with closing(_bind(settings.host, settings.port)) as listener:
+    with closing(listening_socket(settings.host, settings.port)) as listener:
         service = EdgeService(bundle, settings)
         service.current.preloaded()  # raises SettingsError before anything is loaded
         gate.on_refused = service.observer.connection_refused
         gate.warn_of_open_tokens(settings.host)
-        server = _make_server(service, gate, listener, on_ready, reopen)
+        if annex is not None:
+            service.observer.metrics.add(annex.collector())
+        server = _make_server(service, gate, listener, on_ready, reopen, annex)
         sys.setswitchinterval(_SWITCH_INTERVAL_S)
         server.run(sockets=[listener])
     models_idle = service.close(0.0 if server.force_exit else _CLOSE_S)
@@ -77,7 +95,7 @@ def serve(
     return ServingEnd(server.force_exit, models_idle)
 
 
-def _bind(host: str, port: int) -> socket.socket:
+def listening_socket(host: str, port: int) -> socket.socket:
     """A listening socket. Raises ServeError: the address cannot be taken."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
@@ -105,6 +123,7 @@ def _make_server(
     listener: socket.socket,
     on_ready: Callable[[ReadyEdge], None],
     reopen: Callable[[], Bundle] | None,
+    annex: Annex | None,
 ) -> Any:
     import uvicorn
 
@@ -149,6 +168,8 @@ def _make_server(
                 gc.collect()
                 gc.freeze()  # what was loaded stays: nothing that a collection in mid-request should look at
                 self.chore(self.keep_house())
+                if annex is not None:
+                    self.chore(annex.run(service.look))
                 on_ready(_ready(service, listener))
 
         def reload(self) -> None:
@@ -173,7 +194,7 @@ def _make_server(
 
     limits = service.settings.limits
     config = uvicorn.Config(
-        Guard(build_app(service), gate),
+        Guard(build_app(service, annex.routes() if annex is not None else ()), gate),
         http=http_protocol(gate),  # TLS is its part, too: uvicorn's own has no time limit of ours
         ws=EdgeWebSocket,
         ws_max_size=HEADER_BYTES + max(limits.max_payload_bytes, limits.max_control_bytes),

@@ -5,26 +5,26 @@ No thread runs here. Methods that end in ``_locked`` and those that ``EdgeSessio
 
 import time
 from collections import deque
+from collections.abc import Sequence
 from itertools import chain
 from threading import Condition, Lock
 
 from aecnn_deploy.errors import (
     AecnnError,
     EdgeUnreachableError,
-    LinkLostError,
     RequestFailedError,
     SessionRefusedError,
     TimedOutError,
 )
-from aecnn_deploy.runtimes.device_link import logger
 from aecnn_deploy.runtimes.device_settings import DeviceSettings
 from aecnn_deploy.runtimes.edge_sessions import Route
-from aecnn_deploy.runtimes.frame_failure import LOCAL_CAN_HELP, Failure, failure_of
+from aecnn_deploy.runtimes.fallback_log import FallbackLog
+from aecnn_deploy.runtimes.frame_failure import LOCAL_CAN_HELP, Failure, failure_of, lost_by
 from aecnn_deploy.runtimes.frame_ledger import FrameLedger, Stage
 from aecnn_deploy.runtimes.live_variants import LiveVariants
 from aecnn_deploy.runtimes.local_model import LocalModel
 from aecnn_deploy.runtimes.moving_frame import FrameVariant, MovingFrame, Sent
-from aecnn_deploy.runtimes.run_report import LOCAL, ImageReport
+from aecnn_deploy.runtimes.run_report import ImageReport
 from aecnn_deploy.runtimes.tracing import DeviceTracer
 from aecnn_deploy.wire import Failed, FailureCode, Result
 
@@ -40,7 +40,8 @@ class FrameDesk:
     """Queues, ledger and decisions of one run.
 
     ``url``: the edge's, for messages. ``variant``: of frames that no other one is chosen for. ``local``: None is no
-    fallback. ``latest``: a newer frame takes the place of one that waits for the head. ``live``: chooses variants.
+    fallback. ``latest``: a newer frame takes the place of one that waits for the head. ``lives``: choose variants, by
+    the index of the edge; none: there is one variant for all.
     """
 
     def __init__(
@@ -53,7 +54,7 @@ class FrameDesk:
         local: LocalModel | None,
         latest: bool,
         tracer: DeviceTracer | None = None,
-        live: LiveVariants | None = None,
+        lives: Sequence[LiveVariants] = (),
     ) -> None:
         self.lock = Lock()
         self.ledger: FrameLedger[ImageReport] = FrameLedger()
@@ -61,21 +62,20 @@ class FrameDesk:
         self.to_link: deque[MovingFrame] = deque()
         self.again: deque[MovingFrame] = deque()  # were in flight; before all others
         self.to_local: deque[MovingFrame] = deque()
-        self.capture_turn, self.head_turn, self.link_turn, self.local_turn, self.told_turn, self.watch_turn = (
-            Condition(self.lock) for _ in range(6)
-        )
+        self._turns = turns = [Condition(self.lock) for _ in range(6)]
+        self.capture_turn, self.head_turn, self.link_turn, self.local_turn, self.told_turn, self.watch_turn = turns
         self.captured_all = False  # no frame will be captured any more
         self.stopping = False
         self.closing = False  # threads end
         self.defect: BaseException | None = None
         self.settings = settings
         self._url, self._variant, self._labels = url, variant, labels
-        self._local, self._latest, self._tracer, self._live = local, latest, tracer, live
+        self._local, self._latest, self._tracer, self._lives = local, latest, tracer, lives
         self._one_by_one = settings.in_flight == 1 and not latest
         self._open: dict[int, MovingFrame] = {}
         self._flying: dict[int, MovingFrame] = {}
         self._armed_s = float("-inf")  # when the watch wakes by itself
-        self._on_local = False
+        self._fallback = FallbackLog()
 
     # Capture
 
@@ -109,7 +109,7 @@ class FrameDesk:
             while self.to_head:
                 self.settle_locked(
                     old := self.to_head.popleft(),
-                    self._failed(old, Failure.DROPPED, "a newer frame came before the head took this one"),
+                    old.failed_report(Failure.DROPPED, "a newer frame came before the head took this one"),
                 )
         frame.waits(now_s)
         self.to_head.append(frame)
@@ -125,7 +125,7 @@ class FrameDesk:
         frame.waits(now_s)
         self.to_link.append(frame)
         self.arm_locked(self._late_s(frame))
-        self.link_turn.notify()
+        self.link_turn.notify_all()
 
     def put_back_locked(self, frame: MovingFrame) -> None:
         """What was taken for the link and not sent after all is first in its queue again."""
@@ -150,22 +150,43 @@ class FrameDesk:
         """Whether a frame that has no way to the edge may be taken: for the unsplit model there is room."""
         return self._local is None or len(self.to_local) < _LOCAL_QUEUE
 
+    def local_work_s_locked(self) -> float:
+        """Seconds of the unsplit model that are waiting for it."""
+        return len(self.to_local) * self._local.cost_s if self._local is not None else 0.0
+
     def no_way_locked(self, frame: MovingFrame, route: Route) -> None:
         """The edge is away: the frame fails at once, or the unsplit model has it."""
         error = route.error
         if isinstance(error, EdgeUnreachableError):
             failure = Failure.UNREACHABLE
             if frame.lost is not None:
-                failure, error = _lost(frame.lost, f"{frame.lost.why}; again: {error.why}")
+                failure, error = lost_by(frame.lost, f"{frame.lost.why}; again: {error.why}")
         elif isinstance(error, SessionRefusedError | RequestFailedError):
             failure = failure_of(error)
         else:
             failure = Failure.REFUSED
-        self.fail_locked(frame, error or EdgeUnreachableError(self._url, "not connected"), failure)
+        self.fail_locked(frame, error or EdgeUnreachableError(frame.edge_told or self._url, "not connected"), failure)
 
-    def unsent_locked(self) -> list[MovingFrame]:
-        """Frames whose variant was chosen, and whose message is still to be sent."""
-        return [frame for frame in self._open.values() if frame.to_be_sent and frame.number not in self._flying]
+    def unsent_locked(self, edge: int = 0) -> list[MovingFrame]:
+        """Frames whose variant was chosen, and whose message is still to be sent to this edge."""
+        open_ = self._open.values()
+        return [each for each in open_ if each.to_be_sent and each.edge == edge and each.number not in self._flying]
+
+    def next_for_link_locked(self, edge: int) -> MovingFrame | None:
+        """The first of the frames that wait for the link to this edge."""
+        return next((frame for frame in chain(self.again, self.to_link) if frame.edge == edge), None)
+
+    def take_for_link_locked(self, frame: MovingFrame) -> None:
+        """The frame is taken from the queue where it is; the head may have the next one."""
+        (self.again if frame in self.again else self.to_link).remove(frame)
+        self.head_turn.notify()
+
+    def advised_local_locked(self, frame: MovingFrame, now_s: float) -> None:
+        """The unsplit model has the frame, as a controller advised."""
+        frame.local = True
+        frame.waits(now_s)
+        self.to_local.append(frame)
+        self.local_turn.notify()
 
     def fail_locked(self, frame: MovingFrame, error: AecnnError, failure: Failure | None = None) -> None:
         """The frame has no result of the edge: the unsplit model has it, or that is its outcome."""
@@ -173,8 +194,8 @@ class FrameDesk:
             return
         failure = failure_of(error) if failure is None else failure
         now_s = time.perf_counter()
-        if failure not in LOCAL_CAN_HELP or self.stopping or not self._local_in_time(frame, now_s):
-            self.settle_locked(frame, self._failed(frame, failure, str(error)))
+        if failure not in LOCAL_CAN_HELP or self.stopping or not self.local_in_time_locked(frame, now_s):
+            self.settle_locked(frame, frame.failed_report(failure, str(error)))
             return
         if self.ledger.stage(frame.number) is Stage.IN_FLIGHT:
             self._land_locked(frame)
@@ -192,15 +213,14 @@ class FrameDesk:
         try:
             report = frame.local_report(*best, self._labels, now_s, ran_s=ran_s)
         except RequestFailedError as exc:
-            report = self._failed(frame, failure_of(exc), str(exc))
+            report = frame.failed_report(failure_of(exc), str(exc))
         self.settle_locked(frame, report)
 
     def local_failed_locked(self, frame: MovingFrame, error: AecnnError) -> None:
         """The unsplit model cannot run the frame either."""
         if self.ledger.is_open(frame.number):
-            assert frame.tried is not None
-            why = f"{frame.tried[1]}; and the unsplit model here: {error}"
-            self.settle_locked(frame, self._failed(frame, frame.tried[0], why))
+            failure, before = frame.tried or (failure_of(error), "as a controller advised")
+            self.settle_locked(frame, frame.failed_report(failure, f"{before}; and the unsplit model here: {error}"))
 
     def settle_locked(self, frame: MovingFrame, report: ImageReport) -> None:
         """The frame's one outcome. Raises LedgerError: it has one."""
@@ -210,12 +230,7 @@ class FrameDesk:
         frame.pixels = frame.planes = None
         if self._tracer is not None and self._tracer.active:
             frame.trace(self._tracer, report, time.perf_counter())
-        if report.status == "ok" and (report.path == LOCAL) != self._on_local:
-            self._on_local = not self._on_local
-            if frame.tried is not None:
-                logger.warning("the unsplit model runs here from %s on: %s", frame.source, frame.tried[1])
-            else:
-                logger.warning("back to the edge from %s on", frame.source)
+        self._fallback.settled(frame, report)
         if self.ledger.next_told() is not None or self.finished_locked():
             self.told_turn.notify()
 
@@ -235,21 +250,14 @@ class FrameDesk:
         """Every frame without an outcome gets this one, now."""
         self.stop_locked()
         for frame in list(self._open.values()):
-            self.settle_locked(frame, self._failed(frame, failure, why))
+            self.settle_locked(frame, frame.failed_report(failure, why))
 
     def finished_locked(self) -> bool:
         """Whether every frame that will ever be captured has its outcome."""
         return self.captured_all and self.ledger.all_settled
 
     def notify_all_locked(self) -> None:
-        for turn in (
-            self.capture_turn,
-            self.head_turn,
-            self.link_turn,
-            self.local_turn,
-            self.told_turn,
-            self.watch_turn,
-        ):
+        for turn in self._turns:
             turn.notify_all()
 
     # Time
@@ -284,8 +292,8 @@ class FrameDesk:
 
     def on_result(self, sent: Sent, result: Result, now_s: float) -> None:
         frame = sent.frame
-        if self._live is not None:
-            self._live.answered_locked(sent, result, now_s)  # also what comes too late tells of link and edge
+        if self._lives:
+            self._lives[sent.edge].answered_locked(sent, result, now_s)  # also what comes too late tells of the link
         if not self._is_awaited(sent):
             return  # too late
         try:
@@ -303,7 +311,7 @@ class FrameDesk:
             frame.key_frame = True
             self._land_locked(frame)
             self.again.append(frame)
-            self.link_turn.notify()
+            self.link_turn.notify_all()
         else:
             self.fail_locked(frame, RequestFailedError(failed.code, failed.reason, failed.retry_after_s))
 
@@ -314,20 +322,20 @@ class FrameDesk:
             frame, before = sent.frame, sent.frame.lost
             frame.lost, frame.key_frame = error, True  # differences refer to nothing in a new session
             if before is not None or self.stopping:
-                failure, why = _lost(error, error.why)
+                failure, why = lost_by(error, error.why)
                 self.fail_locked(frame, why, failure)
             else:
                 self._land_locked(frame)
                 self.again.append(frame)
-        self.link_turn.notify()
+        self.link_turn.notify_all()
         self.watch_turn.notify()
 
     def on_room(self) -> None:
-        self.link_turn.notify()
+        self.link_turn.notify_all()
         self.head_turn.notify()
 
     def on_route(self) -> None:
-        self.link_turn.notify()
+        self.link_turn.notify_all()
         self.head_turn.notify()
         self.watch_turn.notify()
 
@@ -355,10 +363,7 @@ class FrameDesk:
 
     def _interrupt_locked(self, frame: MovingFrame) -> None:
         if self.ledger.is_open(frame.number):
-            self.settle_locked(frame, self._failed(frame, Failure.INTERRUPTED, INTERRUPTED))
-
-    def _failed(self, frame: MovingFrame, failure: Failure, why: str) -> ImageReport:
-        return ImageReport(frame.source, "failed", frame.variant.id, why, failure, choice=frame.told_choice)
+            self.settle_locked(frame, frame.failed_report(Failure.INTERRUPTED, INTERRUPTED))
 
     def _waiting(self) -> "chain[MovingFrame]":
         return chain(self.to_head, self.to_link, self.again)
@@ -370,7 +375,7 @@ class FrameDesk:
     def _too_late(self, frame: MovingFrame, now_s: float) -> AecnnError:
         timeout_s = self.settings.timeout_s
         if frame.first_sent_s is not None and now_s >= frame.first_sent_s + timeout_s:
-            return TimedOutError(self._url, f"no answer within {timeout_s:g} s")
+            return TimedOutError(frame.edge_told or self._url, f"no answer within {timeout_s:g} s")
         used_ms = (now_s - frame.captured_s) * 1e3
         what = "not sent" if frame.first_sent_s is None else "no answer yet"
         return RequestFailedError(Failure.DEADLINE, f"{what} after {used_ms:.1f} of {self.settings.deadline_ms:g} ms")
@@ -385,14 +390,8 @@ class FrameDesk:
             return frame.deadline_s  # it was chosen as the edge is in time, after the unsplit model would be
         return late_s if late_s > frame.captured_s else frame.deadline_s
 
-    def _local_in_time(self, frame: MovingFrame, now_s: float) -> bool:
+    def local_in_time_locked(self, frame: MovingFrame, now_s: float) -> bool:
+        """Whether the unsplit model would be done with the frame in time; False: there is none."""
         if self._local is None or frame.pixels is None:
             return False
         return frame.deadline_s is None or now_s + self._local.cost_s <= frame.deadline_s
-
-
-def _lost(error: EdgeUnreachableError, why: str) -> tuple[Failure, EdgeUnreachableError]:
-    """What a frame fails by whose connection ended by ``error``, in these words."""
-    if isinstance(error, TimedOutError):
-        return Failure.TIMEOUT, TimedOutError(error.url, why)
-    return Failure.LINK_LOST, LinkLostError(error.url, why)

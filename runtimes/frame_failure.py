@@ -79,6 +79,13 @@ def failure_of(error: AecnnError) -> Failure:
             return Failure.HEAD
 
 
+def lost_by(error: EdgeUnreachableError, why: str) -> tuple[Failure, EdgeUnreachableError]:
+    """What a frame fails by whose connection ended by ``error``, in these words."""
+    if isinstance(error, TimedOutError):
+        return Failure.TIMEOUT, TimedOutError(error.url, why)
+    return Failure.LINK_LOST, LinkLostError(error.url, why)
+
+
 def _known(code: str, other: Failure) -> Failure:
     try:
         return Failure(code)

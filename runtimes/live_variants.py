@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from aecnn_deploy.bundle.reader import Bundle
-from aecnn_deploy.errors import PlanError, RequestFailedError
+from aecnn_deploy.errors import PlanError, RequestFailedError, SettingsError
 from aecnn_deploy.planning.link import bytes_on_link
 from aecnn_deploy.planning.link_rate import LinkRate
 from aecnn_deploy.planning.live_candidates import Ranking, ranking
 from aecnn_deploy.planning.live_choice import Choice, LiveChoice
-from aecnn_deploy.planning.live_forecast import CoderEstimate, EdgeNow
+from aecnn_deploy.planning.live_forecast import CoderEstimate, EdgeNow, Forecast
 from aecnn_deploy.planning.live_link import LinkNow, SlowerFirst, UnderWay, drained_in_ms
 from aecnn_deploy.runtimes.device_heads import DeviceHeads, sample_frame
 from aecnn_deploy.runtimes.device_settings import DeviceSettings
@@ -46,9 +46,14 @@ def live_ranking(bundle: Bundle, settings: DeviceSettings) -> Ranking | None:
     variants = bundle.manifest.variants
     if settings.deadline_ms is None or settings.variant is not None:
         return None
-    if len(variants) == 1 and settings.min_accuracy is None:
+    if len(variants) == 1 and settings.min_accuracy is None and not settings.several_ways:
         return None
     found = ranking(bundle.manifest, settings.min_accuracy, local=settings.fallback == "local")
+    if found is None and settings.several_ways:
+        raise SettingsError(
+            f"{bundle.path} states no accuracy of its variants, by which one of several edges could be chosen, or a "
+            "controller decide; export it with measurements, or give one --edge and no --controller"
+        )
     if found is None:
         logger.warning(
             "%s states no accuracy of its variants, so none is chosen live; %s runs, choose another with --variant",
@@ -113,12 +118,26 @@ class LiveVariants:
 
     def looks_good(self, frame: MovingFrame, flow: Flow, now_s: float) -> bool:
         """Whether any variant fits for a frame that cannot have one yet."""
-        choice = self._live.look(_spent_ms(frame, now_s), self._link(flow, now_s), self._edge(flow, now_s), now_s)
-        return choice.forecast is not None
+        return self.look(frame, flow, now_s).forecast is not None
+
+    def look(self, frame: MovingFrame, flow: Flow, now_s: float) -> Choice:
+        """The best that fits for the frame; changes nothing."""
+        return self._live.look(_spent_ms(frame, now_s), self._link(flow, now_s), self._edge(flow, now_s), now_s)
+
+    def forecasts(self, flow: Flow, now_s: float) -> tuple[Forecast, ...]:
+        """What a frame whose head starts now would take by each variant that the edge has loaded."""
+        return self._live.forecaster.forecasts(self._link(flow, now_s), self._edge(flow, now_s), now_s)
+
+    def follow(self, frame: MovingFrame, flow: Flow, now_s: float, index: int) -> bool:
+        """The variant ``index`` for the frame, as a controller advised; False: it cannot be run here or there now."""
+        link, edge = self._link(flow, now_s), self._edge(flow, now_s)
+        choice = self._live.take(index, _spent_ms(frame, now_s), link, edge, now_s)
+        if choice is not None:
+            self._chosen(frame, choice)
+        return choice is not None
 
     def choose(self, frame: MovingFrame, flow: Flow, now_s: float) -> Choice:
         """Choose for the frame, whose head starts now: its variant, or none."""
-        assert self._heads is not None
         choice = self._live.choose(
             _spent_ms(frame, now_s),
             self._link(flow, now_s),
@@ -126,12 +145,16 @@ class LiveVariants:
             now_s,
             idle=not flow.sents and not flow.unsent,
         )
+        self._chosen(frame, choice)
+        return choice
+
+    def _chosen(self, frame: MovingFrame, choice: Choice) -> None:
+        assert self._heads is not None
         frame.choice = choice
         if choice.forecast is not None:
             frame.variant = self._heads.variant(choice.forecast.candidate.index)
         if self._explain:
             frame.told_choice = choice.document()
-        return choice
 
     def ran_head_locked(self, frame: MovingFrame) -> None:
         """The frame's head is done."""

@@ -33,6 +33,7 @@ class Sent:
     wire_bytes: int
     began_s: float
     variant: int = 0  # index in the manifest
+    edge: int = 0  # whose session it is of
     ids: tuple[str, int] | None = None  # the trace of its session and its request id, where it is traced
 
 
@@ -45,6 +46,10 @@ class MovingFrame:
     captured_s: float
     deadline_s: float | None
     variant: FrameVariant
+    edge: int = 0  # that it goes to: the index among the run's edges
+    edge_told: str | None = None  # its address for the report, where there are several
+    advised: bool | None = None  # a controller said where it goes; None: there is no controller
+    unadvised: str | None = None  # why its advice was not followed: a word of ``controller_advice``
     choice: Choice | None = None  # how the variant was chosen, where it is for each frame
     told_choice: dict[str, Any] | None = None  # the same for the report
     alone: bool = False  # no other frame is under way: a hand-over to another thread is no waiting
@@ -64,6 +69,7 @@ class MovingFrame:
     give_up_s: float = 0.0  # when an answer comes too late
     lost: EdgeUnreachableError | None = None  # what its connection ended by
     tried: tuple[Failure, AecnnError] | None = None  # why the unsplit model has it
+    local: bool = False  # the unsplit model has it as a controller advised
     away_s: float = 0.0  # spent on an edge that gave no answer, before the unsplit model had it
 
     def chosen(self, variant: FrameVariant, choice: Choice) -> None:
@@ -73,7 +79,7 @@ class MovingFrame:
     @property
     def to_be_sent(self) -> bool:
         """Whether a variant was chosen for it, and the unsplit model does not have it."""
-        return self.choice is not None and self.choice.forecast is not None and self.tried is None
+        return self.choice is not None and self.choice.forecast is not None and self.tried is None and not self.local
 
     def waits(self, now_s: float) -> None:
         """It is put into a queue."""
@@ -116,6 +122,20 @@ class MovingFrame:
             )
         return max(1, int((self.deadline_s - now_s) * 1e3))
 
+    def failed_report(self, failure: Failure, why: str) -> ImageReport:
+        """It has no result."""
+        return ImageReport(
+            self.source,
+            "failed",
+            self.variant.id,
+            why,
+            failure,
+            choice=self.told_choice,
+            edge=self.edge_told,
+            advised=self.advised,
+            unadvised=self.unadvised,
+        )
+
     def split_report(self, sent: Sent, result: Result, labels: tuple[str, ...], now_s: float) -> ImageReport:
         """The edge answered at ``now_s``. Raises RequestFailedError: with no class of ours, or after the deadline."""
         if not result.top or result.top[0][0] >= len(labels):
@@ -137,6 +157,9 @@ class MovingFrame:
             status="ok",
             variant=self.variant.id,
             choice=self.told_choice,
+            edge=self.edge_told,
+            advised=self.advised,
+            unadvised=self.unadvised,
             head=self.variant.precision,
             coder=sent.sent_coder,
             index=index,
@@ -164,7 +187,6 @@ class MovingFrame:
         self, index: int, score: float, labels: tuple[str, ...], now_s: float, *, ran_s: float
     ) -> ImageReport:
         """The unsplit model is done at ``now_s``, after ``ran_s``. Raises RequestFailedError: after the deadline."""
-        assert self.tried is not None
         total_ms = (now_s - self.captured_s) * 1e3
         if self.deadline_s is not None and now_s > self.deadline_s:
             deadline_ms = (self.deadline_s - self.captured_s) * 1e3
@@ -177,8 +199,10 @@ class MovingFrame:
             status="ok",
             variant=self.variant.id,
             choice=self.told_choice,
+            advised=self.advised,
+            unadvised=self.unadvised,
             path=LOCAL,
-            fallback=self.tried[0],
+            fallback=self.tried[0] if self.tried is not None else None,
             index=index,
             label=labels[index],
             score=score,

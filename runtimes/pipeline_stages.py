@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from itertools import islice
 from threading import Event, Thread
 
@@ -10,18 +11,17 @@ from aecnn_deploy.codec import Planes
 from aecnn_deploy.errors import AecnnError, LinkLostError, SourceError
 from aecnn_deploy.runtimes.device_heads import DeviceHeads
 from aecnn_deploy.runtimes.device_settings import DeviceSettings
-from aecnn_deploy.runtimes.edge_sessions import EdgeSessions, Session, Way
-from aecnn_deploy.runtimes.frame_desk import FrameDesk
+from aecnn_deploy.runtimes.edge_sessions import Session, Way
 from aecnn_deploy.runtimes.frame_failure import Failure
 from aecnn_deploy.runtimes.frames import read_frame
 from aecnn_deploy.runtimes.interrupts import Interrupts
-from aecnn_deploy.runtimes.live_variants import LiveVariants, nothing_fits
+from aecnn_deploy.runtimes.live_variants import nothing_fits
 from aecnn_deploy.runtimes.local_model import LocalModel
 from aecnn_deploy.runtimes.moving_frame import MovingFrame, Sent
 from aecnn_deploy.runtimes.plane_coder import Answered
-from aecnn_deploy.runtimes.plane_coders import PlaneCoders
 from aecnn_deploy.runtimes.run_report import ImageReport
 from aecnn_deploy.runtimes.source import Source, SourceImage
+from aecnn_deploy.runtimes.way_choice import EdgeSide, Turn, WayChoice
 
 BROKEN_OFF = "the run was broken off"
 
@@ -37,16 +37,13 @@ class PipelineStages:
         self,
         bundle: Bundle,
         settings: DeviceSettings,
-        desk: FrameDesk,
-        sessions: EdgeSessions,
-        coders: PlaneCoders,
+        ways: WayChoice,
         heads: DeviceHeads,
         local: LocalModel | None,
-        live: LiveVariants | None,
     ) -> None:
         self._input, self._settings = bundle.manifest.input, settings
-        self._desk, self._sessions, self._coders, self._heads = desk, sessions, coders, heads
-        self._local, self._live = local, live
+        self._desk, self._ways, self._sides, self._heads = ways.desk, ways, ways.sides, heads
+        self._local = local
         self._source_error: BaseException | None = None
         self._threads: list[Thread] = []
         self._frames: Iterable[SourceImage] = ()
@@ -54,8 +51,10 @@ class PipelineStages:
     def start(self, frames: Iterable[SourceImage], limit: int | None, live: bool | None) -> None:
         """Begin to capture. ``live``: whether frames are of now; None: the source says so."""
         self._frames = frames
-        self._sessions.start()
-        stages = {"watch": self._watch, "head": self._run_head, "link": self._run_link}
+        stages = {"watch": self._watch, "head": self._run_head}
+        for side in self._sides:
+            side.sessions.start()
+            stages["link" if side.index == 0 else f"link{side.index}"] = partial(self._run_link, side)
         if self._local is not None:
             stages["local"] = self._run_local
         stages["capture"] = lambda: self._capture(frames, limit, live)  # the last one, for ``close``
@@ -93,7 +92,8 @@ class PipelineStages:
             self._desk.abandon_locked(Failure.INTERRUPTED, BROKEN_OFF)
             self._desk.closing = True
             self._desk.notify_all_locked()
-        self._sessions.close()
+        for side in self._sides:
+            side.sessions.close()
         *stages, capture = self._threads
         for thread in stages:
             thread.join(_STAGE_S)
@@ -128,7 +128,8 @@ class PipelineStages:
                     desk.take_latest_locked()
             with desk.lock:
                 # Nobody waits for the next file: better late than failed.
-                self._sessions.patient = not (live or self._local or self._settings.deadline_ms)
+                for side in self._sides:
+                    side.sessions.patient = not (live or self._local or self._settings.deadline_ms)
             images = islice(frames, limit)
             while (image := self._next_image(images)) is not None:
                 now_s = time.perf_counter()
@@ -137,6 +138,7 @@ class PipelineStages:
                     if desk.stopping:
                         return
                     frame = desk.capture_locked(image.name, captured_s)
+                    self._ways.rhythm.captured(captured_s)
                 frame.queue_s = max(0.0, now_s - captured_s)
                 self._decode(frame, image, now_s)
                 with desk.lock:
@@ -174,6 +176,7 @@ class PipelineStages:
         done_s = time.perf_counter()
         frame.read_s, frame.decoded_s = done_s - began_s, done_s
         with desk.lock:
+            self._ways.rhythm.read(frame.read_s)
             desk.decoded_locked(frame, done_s)
 
     def _run_head(self) -> None:
@@ -197,30 +200,28 @@ class PipelineStages:
             done_s = time.perf_counter()
             frame.head_s, frame.headed_s = done_s - began_s, done_s
             with desk.lock:
-                if self._live is not None:
-                    self._live.ran_head_locked(frame)
+                for side in self._sides:
+                    if side.live is not None:
+                        side.live.ran_head_locked(frame)
                 desk.headed_locked(frame, done_s)
 
     def _next_for_head(self) -> MovingFrame | None:
-        """The next frame that has a way to the edge, None at the end. Frames without one are seen off."""
+        """The next frame that has a way to an edge, None at the end. Frames without one are seen off."""
         desk = self._desk
         while not desk.closing:
             if desk.to_head:
                 now_s = time.perf_counter()
-                route = self._sessions.route_locked(now_s)
-                away = route.way is Way.AWAY
-                if not away and self._live is not None:
-                    if self._choose(self._live, desk.to_head[0], now_s):
-                        frame = self._pop_for_head(now_s)
-                        if frame.to_be_sent:
-                            return frame
-                        desk.fail_locked(frame, nothing_fits(frame))
-                        continue
-                elif desk.room_for_local_locked() if away else not desk.to_link:
+                turn = self._ways.decide_locked(desk.to_head[0], now_s)
+                if turn is not Turn.WAIT:
                     frame = self._pop_for_head(now_s)
-                    if not away:
+                    if turn is Turn.HEAD:
                         return frame
-                    desk.no_way_locked(frame, route)  # before the head's work, which would be for nothing
+                    if turn is Turn.NOTHING:
+                        desk.fail_locked(frame, nothing_fits(frame))
+                    elif turn is Turn.LOCAL:
+                        desk.advised_local_locked(frame, now_s)
+                    else:  # before the head's work, which would be for nothing
+                        desk.no_way_locked(frame, self._ways.away_locked(now_s))
                     continue
             desk.head_turn.wait()
         return None
@@ -231,61 +232,50 @@ class PipelineStages:
         self._desk.capture_turn.notify()
         return frame
 
-    def _choose(self, live: LiveVariants, frame: MovingFrame, now_s: float) -> bool:
-        """Choose a variant for the frame that is next, or none; False: it has to wait for one of the ways."""
-        desk = self._desk
-        self._sessions.heard_locked()
-        flow = live.flow(*self._sessions.under_way_locked(), desk.unsent_locked(), self._sessions.load_locked())
-        head_is_free = not desk.to_link and not live.waits_for_the_first_answer(flow)
-        local_is_free = desk.room_for_local_locked()
-        if not head_is_free or not local_is_free:
-            fits = live.looks_good(frame, flow, now_s)
-            if not (head_is_free if fits else local_is_free):
-                return False
-        live.choose(frame, flow, now_s)
-        return True
-
-    def _run_link(self) -> None:
+    def _run_link(self, side: EdgeSide) -> None:
         desk, used = self._desk, None
         while True:
             with desk.lock:
-                frame, session = self._next_to_send()
+                frame, session = self._next_to_send(side)
                 if frame is None or session is None:
                     return
-                self._sessions.heard_locked()
+                side.sessions.heard_locked()
                 last = self._reference(frame, session)
                 planes = frame.planes
             if planes is None:  # its time was over while it was taken
                 continue
             if used is not session:
-                self._coders.use(session.terms)
+                side.coders.use(session.terms)
                 used = session
-            self._send(frame, session, planes, last)
+            self._send(side, frame, session, planes, last)
 
-    def _next_to_send(self) -> tuple[MovingFrame | None, Session | None]:
+    def _next_to_send(self, side: EdgeSide) -> tuple[MovingFrame | None, Session | None]:
         """The next frame, and the session that takes it; none at the end. Frames without a way are seen off."""
         desk = self._desk
         while not desk.closing:
-            queue = desk.again or desk.to_link
-            if queue:
+            frame = desk.next_for_link_locked(side.index)
+            if frame is not None:
                 now_s = time.perf_counter()
-                route = self._sessions.route_locked(now_s)
-                if route.way is Way.AWAY:
-                    desk.no_way_locked(queue.popleft(), route)
-                    desk.head_turn.notify()
+                route = side.sessions.route_locked(now_s)
+                if route.way is not Way.OPEN and self._ways.elsewhere_locked(frame, now_s):
                     continue
-                if route.way is Way.OPEN and (session := self._sessions.room_locked()) is not None:
-                    frame = queue.popleft()
+                if route.way is Way.AWAY:
+                    desk.take_for_link_locked(frame)
+                    desk.no_way_locked(frame, route)
+                    continue
+                if route.way is Way.OPEN and (session := side.sessions.room_locked()) is not None:
+                    desk.take_for_link_locked(frame)
                     if frame.first_sent_s is None:
                         frame.taken(now_s)
-                    desk.head_turn.notify()
                     return frame, session
             desk.link_turn.wait()
         return None, None
 
-    def _send(self, frame: MovingFrame, session: Session, planes: Planes, last: Answered | None) -> None:
+    def _send(
+        self, side: EdgeSide, frame: MovingFrame, session: Session, planes: Planes, last: Answered | None
+    ) -> None:
         desk, link, index = self._desk, session.link, frame.variant.index
-        coder = self._coders.take(index)
+        coder = side.coders.take(index)
         began_s = time.perf_counter()
         try:
             chosen, encoded = coder.encode(planes, request_id=link.next_request_id, last=last)
@@ -294,8 +284,8 @@ class PipelineStages:
             frame.encoded_s = now_s
             left_ms = frame.time_left_ms(self._settings.deadline_ms, now_s)
             with desk.lock:
-                if self._live is not None:
-                    self._live.coded(index, coder.estimates())
+                if side.live is not None:
+                    side.live.coded(index, coder.estimates())
                 if not desk.ledger.is_open(frame.number):
                     return
                 if session.ended or session.leaving or desk.stopping:
@@ -303,12 +293,14 @@ class PipelineStages:
                     return
                 request_id, message = link.prepare(index, encoded, deadline_ms=left_ms)
                 ids = (link.trace, request_id) if link.trace is not None else None
-                sent = Sent(frame, planes, chosen, encoded.coder, len(message), time.perf_counter(), index, ids)
+                sent = Sent(
+                    frame, planes, chosen, encoded.coder, len(message), time.perf_counter(), index, side.index, ids
+                )
                 desk.send_locked(frame, sent)
-                self._sessions.register_locked(session, request_id, sent)
+                side.sessions.register_locked(session, request_id, sent)
         except LinkLostError as exc:  # the edge is leaving, and the receiver has not told yet
             with desk.lock:
-                self._sessions.leave_locked(session, exc)
+                side.sessions.leave_locked(session, exc)
                 desk.put_back_locked(frame)
             return
         except AecnnError as exc:
@@ -319,7 +311,7 @@ class PipelineStages:
             link.send(message)
         except LinkLostError as exc:
             with desk.lock:
-                self._sessions.lost_locked(session, exc)
+                side.sessions.lost_locked(session, exc)
 
     def _reference(self, frame: MovingFrame, session: Session) -> Answered | None:
         """What the frame may be a difference to."""
@@ -360,12 +352,14 @@ class PipelineStages:
             while not desk.closing:
                 now_s = time.perf_counter()
                 desk.overdue_locked(now_s)
-                self._sessions.overdue_locked(now_s)
-                route = self._sessions.route_locked(now_s)
-                if route.until_s is None and (desk.to_head or desk.to_link or desk.again):
-                    desk.head_turn.notify()
-                    desk.link_turn.notify()
-                dues = [due for due in (self._sessions.due_s_locked(), route.until_s) if due is not None]
+                dues: list[float] = []
+                for side in self._sides:
+                    side.sessions.overdue_locked(now_s)
+                    route = side.sessions.route_locked(now_s)
+                    if route.until_s is None and (desk.to_head or desk.to_link or desk.again):
+                        desk.head_turn.notify()
+                        desk.link_turn.notify_all()
+                    dues += [due for due in (side.sessions.due_s_locked(), route.until_s) if due is not None]
                 due_s = desk.watch_until_locked(min(dues, default=None))
                 desk.watch_turn.wait(None if due_s is None else max(0.0, due_s - time.perf_counter()))
 

@@ -43,6 +43,9 @@ class ImageReport:
     total_ms: float | None = None
     stages_ms: dict[str, float] = field(default_factory=dict)
     choice: dict[str, Any] | None = None  # how the variant was chosen for this image, if that was asked for
+    edge: str | None = None  # the address of the edge that it went to, where the device has several
+    advised: bool | None = None  # whether it went as the controller said; None: there is no controller
+    unadvised: str | None = None  # why it did not: a word of docs/controller.md
 
 
 class Percentiles:
@@ -89,6 +92,7 @@ class RunTotals:
         self._failures: dict[str, int] = {}
         self._paths = {SPLIT: 0, LOCAL: 0}
         self._failed = self._faults = 0
+        self._advised, self._unadvised = 0, dict[str, int]()
         self._bytes, self._sized = 0, 0
         self._totals_ms = Percentiles()
         for image in images:
@@ -96,6 +100,10 @@ class RunTotals:
 
     def add(self, image: ImageReport) -> None:
         """One more image is done."""
+        if image.advised:
+            self._advised += 1
+        elif image.unadvised is not None:
+            self._unadvised[image.unadvised] = self._unadvised.get(image.unadvised, 0) + 1
         if image.status == "failed":
             self._failed += 1
             self._faults += image.failure not in NO_FAULT
@@ -117,6 +125,7 @@ class RunTotals:
     def summary(self) -> dict[str, Any]:
         """Counts, the mean of the bytes and the 50th and 99th percentile of the total, of the images that are ok."""
         p50, p99 = self._totals_ms.at(50), self._totals_ms.at(99)
+        told = {"advised": self._advised, "unadvised": dict(sorted(self._unadvised.items()))}
         return {
             "ok": sum(self._paths.values()),
             "failed": self._failed,
@@ -127,6 +136,7 @@ class RunTotals:
             "wire_bytes_mean": round(self._bytes / self._sized, 1) if self._sized else None,
             "total_ms_p50": None if p50 is None else round(p50, 3),
             "total_ms_p99": None if p99 is None else round(p99, 3),
+            **(told if self._advised or self._unadvised else {}),  # with a controller
         }
 
 

@@ -56,7 +56,13 @@ def register(app: typer.Typer) -> None:
 
 def run_device(
     bundle: BundleArgument,
-    edge: Annotated[str, typer.Option(help="Where the edge is: ws://HOST:PORT, wss://, http:// or https://.")],
+    edge: Annotated[
+        list[str],
+        typer.Option(
+            help="Where the edge is: ws://HOST:PORT, wss://, http:// or https://; several: each image goes to one of "
+            "them, NAME=URL gives one another name than its address."
+        ),
+    ],
     source: SourceOption,
     variant: Annotated[
         str | None,
@@ -115,6 +121,10 @@ def run_device(
     fallback: Annotated[
         Fallback, typer.Option(help="local: the unsplit model runs here while the edge is away.")
     ] = Fallback.NONE,
+    controller: Annotated[
+        str | None,
+        typer.Option(help="Who says where each image goes: http://HOST:PORT or https://, with --deadline-ms."),
+    ] = None,
 ) -> None:
     """Classify images: the head runs here, the edge does the rest.
 
@@ -127,7 +137,9 @@ def run_device(
     if as_json and as_jsonl:
         raise SettingsError("--json is one document and --jsonl a line for each image; choose one of them")
     settings = device_client.DeviceSettings(
-        edge=edge,
+        edge=edge[0],
+        other_edges=tuple(edge[1:]),
+        controller=controller,
         variant=variant,
         head=head,
         threads=threads,

@@ -11,6 +11,7 @@ import typer
 
 from aecnn_deploy.cli.bundle_argument import BundleArgument, open_named
 from aecnn_deploy.cli.console import say
+from aecnn_deploy.cli.controller_options import ControllerOption, SlotOption, controller_annex
 from aecnn_deploy.cli.guard_options import (
     ClientCaOption,
     HandshakeOption,
@@ -120,6 +121,8 @@ def serve_edge(
     ray_cpus: RayCpusOption = 1.0,
     ray_gpus: RayGpusOption = 0.0,
     ray_start_s: RayStartOption = 60.0,
+    controller: ControllerOption = None,
+    slot_ms: SlotOption = 100.0,
     as_json: Annotated[bool, typer.Option("--json", help="Say that it is ready as one JSON line on stdout.")] = False,
 ) -> None:
     """Serve a bundle's tails to devices, and its unsplit model to anyone who posts an image.
@@ -189,7 +192,8 @@ def serve_edge(
     ) as tails:
         if tails is not None:
             settings = replace(settings, runner=replace(settings.runner, remote=tails))
-        end = serve(served, settings, ready, reopen=lambda: open_named(bundle))
+        annex = controller_annex(controller, served, slot_ms)
+        end = serve(served, settings, ready, reopen=lambda: open_named(bundle), annex=annex)
     status = 130 if end.forced else 0
     if not end.models_idle:
         # A model still runs on its thread. The interpreter's own way out would take ONNX Runtime away under it,

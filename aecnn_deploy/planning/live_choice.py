@@ -141,6 +141,18 @@ class LiveChoice:
         best = _first(forecasts, self._deadline_ms - elapsed_ms)
         return Choice(best, False, forecasts, elapsed_ms, self._deadline_ms, link, "")
 
+    def take(self, index: int, elapsed_ms: float, link: LinkNow, edge: EdgeNow, now_s: float) -> Choice | None:
+        """The variant ``index`` for one frame, as somebody else decided; None: it cannot be run now.
+
+        The variant in use stays what it is.
+        """
+        forecasts = self.forecaster.forecasts(link, edge, now_s)
+        taken = next((forecast for forecast in forecasts if forecast.candidate.index == index), None)
+        if taken is None:
+            return None
+        self._sent_s = now_s
+        return Choice(taken, False, forecasts, elapsed_ms, self._deadline_ms, link, "as the controller advised")
+
     def choose(self, elapsed_ms: float, link: LinkNow, edge: EdgeNow, now_s: float, *, idle: bool) -> Choice:
         """For a frame that was captured ``elapsed_ms`` ago and whose head would start at ``now_s``.
 
