@@ -20,9 +20,12 @@ from websockets.sync.server import ServerConnection
 
 from aecnn_deploy.bundle.reader import Bundle, open_bundle
 from aecnn_deploy.errors import PolicyError, SettingsError, WireError
+from aecnn_deploy.offloading.agent.critic import forecast
+from aecnn_deploy.offloading.agent.learned import at_face_value
+from aecnn_deploy.offloading.baselines.greedy import Greedy
 from aecnn_deploy.offloading.live.advising import Adviser, ControllerSettings
 from aecnn_deploy.offloading.live.observing import Catalogue, observe
-from aecnn_deploy.offloading.live.policies import Greedy, StaticBest, named_policy
+from aecnn_deploy.offloading.live.policies import StaticBest, named_policy
 from aecnn_deploy.offloading.live.roster import EdgeSeen, Member, Roster
 from aecnn_deploy.offloading.mec.observation import Actions, Observation
 from aecnn_deploy.offloading.policy import Policy
@@ -388,10 +391,13 @@ class TestSlots:
 
 class TestPolicies:
     def test_greedy_fills_an_edge_no_further_than_is_in_time(self, bundle: Bundle) -> None:
-        # Alone, the good variant is done after 50 ms. Behind it there is time for the small one, and for no third.
+        # Alone, the good variant is done after 50 ms; there is time for small ones before and behind it.
         told = state(deadline_ms=61.0, local_ms=None)
         seen = observe(CATALOGUE, [member(bundle, told) for _ in range(6)], 0.0)
-        assert Greedy().decide(seen).tolist() == [[1, 3, 2, 4, 0, 0]]
+        made = Greedy().decide(seen)
+        chance = forecast(seen, made[:, None], at_face_value(6, 2))
+        assert (chance.finish_s[0, 0, 0] <= seen.deadline_s[0])[made[0] > 0].all()
+        assert (made > 0).sum() >= 4
         urgent = replace(seen, deadline_s=seen.deadline_s * 0 + 0.001)
         assert Greedy().decide(urgent).tolist() == [[0] * 6]
 
@@ -858,7 +864,7 @@ class TestProcess:
     def test_wrong_use_is_refused_in_one_line(self, bundle: Bundle, place: Path) -> None:
         words = ("serve-controller", "greedy", "--bundle", str(bundle.path), "--edge", "ws://127.0.0.1:9")
         for arguments, status, why in (
-            (("serve-controller", "gredy", *words[2:]), 1, "one of static, greedy"),
+            (("serve-controller", "gredy", *words[2:]), 1, "one of grl, greedy, static"),
             ((*words, "--slot-ms", "1"), 2, "expected 10 to 60000"),
             ((*words, "--edge", "ws://127.0.0.1:9"), 2, "two edges have one name"),
             ((*words[:-1], "nowhere"), 2, "no address of an edge"),

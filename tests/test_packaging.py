@@ -67,6 +67,7 @@ MAY_NEED = {
     "aecnn_deploy.exporters": {"onnx", "onnxruntime", "onnxscript", "torch"},
     "aecnn_deploy.models": {"torch"},
     "aecnn_deploy.offloading.agent.chances": {"torch"},
+    "aecnn_deploy.offloading.baselines.flat_actor": {"torch"},
     "aecnn_deploy.offloading.agent.network": {"torch"},
     "aecnn_deploy.offloading.agent.onnx_file": {"torch"},
     "aecnn_deploy.offloading.agent.run": {"torch"},

@@ -20,7 +20,7 @@ from aecnn_deploy.cli.guard_options import (
 )
 
 EXAMPLE = (
-    "Example: aecnn-deploy serve-controller greedy --bundle bundle --edge ws://192.168.1.20:8765 "
+    "Example: aecnn-deploy serve-controller grl --bundle bundle --edge ws://192.168.1.20:8765 "
     "--edge ws://192.168.1.21:8765"
 )
 
@@ -31,7 +31,7 @@ def register(app: typer.Typer) -> None:
 
 
 def serve_controller(
-    policy: Annotated[str, typer.Argument(metavar="POLICY", help="A policy file, or greedy or static.")],
+    policy: Annotated[str, typer.Argument(metavar="POLICY", help="A policy file, or grl, greedy or static.")],
     bundle: Annotated[Path, typer.Option(metavar="BUNDLE", help="The bundle that edges and devices have.")],
     edge: Annotated[list[str], typer.Option(help="An edge, as the devices name it: ws://HOST:PORT or NAME=URL.")],
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for every interface.")] = "127.0.0.1",

@@ -60,6 +60,11 @@ def policy_file(path: Path) -> Path:
 
 
 def make_shipped(scenario: Scenario, seed: int) -> Policy:
+    """``shipped_policy``."""
+    return shipped_policy()
+
+
+def shipped_policy() -> Policy:
     """The graph policy that comes with the package, trained in paper-2x14; docs/policy.md has the command."""
     from aecnn_deploy.offloading.agent.policy import load_policy
 

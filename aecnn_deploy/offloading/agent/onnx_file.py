@@ -2,6 +2,7 @@
 
 import warnings
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -74,12 +75,22 @@ def write_policy(actor: GraphActor | FlatActor, facts: PolicyFacts, path: Path) 
         )
     assert program is not None
     model = program.model_proto
+    _forget_places(model)
     entry = model.metadata_props.add()
     entry.key, entry.value = METADATA_KEY, facts_text(facts)
     onnx.checker.check_model(model)
     onnx.save(model, beside)
     _verify(actor, beside, path, sizes)
     beside.replace(path)
+
+
+def _forget_places(model: Any) -> None:
+    """Take off where in whose source each node was written: it is of no use to a reader."""
+    del model.metadata_props[:]
+    graph = model.graph
+    for one in (graph, *graph.node, *graph.value_info, *graph.input, *graph.output, *graph.initializer):
+        del one.metadata_props[:]
+        one.doc_string = ""
 
 
 def _verify(

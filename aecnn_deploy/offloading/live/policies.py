@@ -6,6 +6,7 @@ from types import MappingProxyType
 import numpy as np
 
 from aecnn_deploy.errors import PolicyError
+from aecnn_deploy.offloading.baselines.greedy import Greedy
 from aecnn_deploy.offloading.mec.observation import Actions, Observation
 from aecnn_deploy.offloading.policy import Policy
 
@@ -39,38 +40,15 @@ class StaticBest:
         return np.broadcast_to(1 + server * seen.options + option, seen.active.shape).copy()
 
 
-class Greedy:
-    """One device after the other, the most urgent first: the most accurate way that is in time behind those before."""
+def _shipped() -> Policy:
+    from aecnn_deploy.offloading.registry import shipped_policy
 
-    name = "greedy"
-
-    def reset(self, batch: int) -> None:
-        """Nothing is remembered."""
-
-    def decide(self, seen: Observation) -> Actions:
-        """[B, N]."""
-        actions = np.zeros(seen.active.shape, np.int64)
-        for world in range(seen.batch):
-            busy_s = seen.edge_backlog_s[world].copy()  # [S]
-            local = np.where(seen.local_fits()[world], seen.local_accuracy, -1.0)
-            for device in np.argsort(seen.deadline_s[world], kind="stable"):
-                if not seen.active[world, device]:
-                    continue
-                ready = seen.device_backlog_s[world, device] + seen.device_s[world, device]  # [V]
-                arrive = ready + seen.airtime_s[world, device]  # [S, V]
-                done = np.maximum(arrive, busy_s[:, None]) + seen.edge_s[world]
-                fits = done + seen.hop_s <= seen.deadline_s[world, device]
-                value = np.where(fits, seen.accuracy - 1e-6 * np.minimum(done, 1e3), -1.0)
-                best = int(value.argmax())
-                if value.flat[best] <= max(local[device], -0.5):
-                    continue
-                server = best // seen.options
-                actions[world, device] = 1 + best
-                busy_s[server] = done.flat[best]
-        return actions
+    return shipped_policy()
 
 
-BUILT_IN: Mapping[str, Callable[[], Policy]] = MappingProxyType({"static": StaticBest, "greedy": Greedy})
+BUILT_IN: Mapping[str, Callable[[], Policy]] = MappingProxyType(
+    {"grl": _shipped, "greedy": Greedy, "static": StaticBest}
+)
 
 
 def named_policy(name: str) -> Policy:
