@@ -42,7 +42,7 @@ def graph_of(seen: Observation) -> Graph:
     parts = (seen.airtime_s / slot, ready, edge, slack, np.maximum(slack, -1.0) > 0, worth, deadline)
     path = np.empty((*shape, PATH_FEATURES), np.float32)
     for index, part in enumerate(parts):
-        path[..., index] = np.clip(np.broadcast_to(part, shape), -_MOST, _MOST)
+        path[..., index] = np.clip(part, -_MOST, _MOST)
     # What the air and the server take, as shares of the time that is left.
     left = np.maximum(deadline - ready, 0.05)
     path[..., 7] = np.clip(seen.airtime_s / slot / left, 0, _MOST)

@@ -27,8 +27,13 @@ class GraphActor(nn.Module):
         self.path = _mlp(PATH_FEATURES + SERVER_FEATURES, width, width)
         self.local = _mlp(LOCAL_FEATURES, width, width)
         self.meet = nn.Linear(width, width)  # a device, of all of its paths
-        self.score_path = _mlp(3 * width + 2 * _DEMANDS, width, 1)
-        self.score_local = _mlp(2 * width + _DEMANDS, width, 1)
+        # Two layers to each score; of the first, what does not change from round to round is computed once.
+        self.path_fixed = nn.Linear(3 * width, width)
+        self.path_demand = nn.Linear(2 * _DEMANDS, width, bias=False)
+        self.path_score = nn.Linear(width, 1)
+        self.local_fixed = nn.Linear(2 * width, width)
+        self.local_demand = nn.Linear(_DEMANDS, width, bias=False)
+        self.local_score = nn.Linear(width, 1)
         self.unit: Tensor
         self.register_buffer("unit", torch.tensor([1.0, 1.0, 0.25]), persistent=False)
         self.node = nn.Linear(2 * width, width)  # a (server, option) node, of the devices that may take it
@@ -48,8 +53,10 @@ class GraphActor(nn.Module):
         nodes = (paths * mask[..., None]).sum(dim=1) / tasks  # [B, S, V, H]
         everything = nodes.mean(dim=(1, 2))[:, None, None].expand_as(nodes)
         nodes = torch.tanh(self.node(torch.cat([nodes, everything], dim=-1)))
-        fixed = torch.cat([paths, devices[:, :, None, None].expand_as(paths), nodes[:, None].expand_as(paths)], dim=-1)
-        fixed_local = torch.cat([locals_, devices], dim=-1)
+        fixed = self.path_fixed(
+            torch.cat([paths, devices[:, :, None, None].expand_as(paths), nodes[:, None].expand_as(paths)], dim=-1)
+        )
+        fixed_local = self.local_fixed(torch.cat([locals_, devices], dim=-1))
         share = torch.zeros_like(air)
         made: list[Tensor] = []
         for _ in range(self.rounds):
@@ -57,11 +64,10 @@ class GraphActor(nn.Module):
             demand = own.sum(dim=(1, 3))  # [B, S, 3]
             others = demand[:, None, :, None] - own.sum(dim=3, keepdim=True)
             others = others * self.unit
-            seen = torch.cat([others, others.square() / 4], dim=-1)
-            seen = seen.expand(*paths.shape[:4], 2 * _DEMANDS)
-            by_path = self.score_path(torch.cat([fixed, seen], dim=-1))[..., 0]
-            mean_demand = demand.mean(dim=1, keepdim=True).expand(-1, path.shape[1], -1)
-            by_local = self.score_local(torch.cat([fixed_local, mean_demand * 0.5], dim=-1))
+            seen = self.path_demand(torch.cat([others, others.square() / 4], dim=-1))  # [B, N, S, 1, H]
+            by_path = self.path_score(nn.functional.silu(fixed + seen))[..., 0]
+            mean_demand = self.local_demand(demand.mean(dim=1, keepdim=True) * 0.5)  # [B, 1, H]
+            by_local = self.local_score(nn.functional.silu(fixed_local + mean_demand))
             scores = torch.cat([by_local, by_path.flatten(2)], dim=2)
             made.append(scores)
             share = torch.softmax(scores, dim=2)[:, :, 1:].reshape(air.shape)

@@ -5,7 +5,7 @@ prices, with the features' version and what it was trained on.
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,7 @@ class PolicyFacts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     slots: int  # of training
     training: str  # the method
     only: tuple[int, int, int] | None  # numbers of devices, servers and options that it is for; None: any
-    search: dict[str, int]  # with which it is deployed
+    search: dict[str, int | bool]  # with which it is deployed
     prices: dict[str, float]
     residuals: dict[str, list[float]]
     chances: ChanceNetwork  # the learned critic
@@ -78,7 +78,7 @@ class PolicyFile:
 
     def search(self) -> SearchSettings:
         """With which it is deployed."""
-        return SearchSettings(**self.facts.search)
+        return SearchSettings(**self.facts.search)  # type: ignore[arg-type]
 
     def critic(self, kind: str, samples: int = SAMPLES) -> Critic:
         """The critic "model" or "learned". Raises PolicyError: there is no such one."""
@@ -133,7 +133,7 @@ def _facts(path: Path, text: str) -> PolicyFacts:
             f"{path} was trained on features of version {facts.features} with {facts.sizes} numbers of a path, local "
             f"computing and a server; this version has {FEATURES} with {sizes}; train it again, or use its own version"
         )
-    if set(facts.search) != {"moves", "changes", "steps", "joins"}:
+    if set(facts.search) != {field.name for field in fields(SearchSettings)}:
         raise PolicyError(f"{path}: its metadata lack how it searches; {remedy}")
     if set(facts.residuals) != set(KINDS) or set(facts.prices) != {"radio", "edge", "device"}:
         raise PolicyError(f"{path}: its metadata lack residuals or prices; {remedy}")

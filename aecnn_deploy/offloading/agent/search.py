@@ -31,6 +31,7 @@ class SearchSettings:
     changes: int = 16
     steps: int = 1
     joins: int = 4
+    anchors: bool = False  # all offloaded by each option, too: what an actor that knows nothing yet may never propose
 
     def __post_init__(self) -> None:
         if self.moves < 0 or self.changes < 1 or self.steps < 0 or self.joins < 0:
@@ -49,6 +50,8 @@ def decide(scores: Floats, seen: Observation, critic: Critic, settings: SearchSe
         return first
     groups = groups_of(seen.servers, seen.options)
     candidates = order_preserving(scores, groups, settings.moves)
+    if settings.anchors:
+        candidates = np.concatenate([candidates, anchored(seen)], axis=1)
     # One call of the critic for many candidates is cheaper than many for few: the first changes are around the first.
     around, first = candidates[:, 0], candidates.shape[1]
     if settings.steps:
@@ -67,6 +70,13 @@ def decide(scores: Floats, seen: Observation, critic: Critic, settings: SearchSe
         if step and not (worth.max(axis=1) > found).any():
             break
     return _best(candidates, worth)[0]
+
+
+def anchored(seen: Observation) -> Actions:
+    """[B, V, N]: every device by one option to the server where it would be done first if it were alone."""
+    server = seen.alone_s().argmin(axis=2)  # [B, N, V]
+    made: Actions = (1 + server * seen.options + np.arange(seen.options)).transpose(0, 2, 1)
+    return made
 
 
 def _best(candidates: Actions, worth: Floats) -> tuple[Actions, Floats]:

@@ -22,7 +22,7 @@ class TrainSettings:
 
     method: str = "grl"
     seed: int = 0
-    slots: int = 600
+    slots: int = 400
     worlds: int = 16
     episode: int = 50  # slots until the worlds are drawn anew; then there is a checkpoint and a point of the curve
     width: int = 32
@@ -36,7 +36,7 @@ class TrainSettings:
     deployed: SearchSettings = SEARCH  # of the policy when it is trained
     explore: float = 0.1  # chance of a device to do otherwise, in every other world: the learned critic must see it
     samples: int = 8  # futures of the critic while training
-    search: SearchSettings = field(default_factory=lambda: SearchSettings(moves=3, changes=32, steps=3))
+    search: SearchSettings = field(default_factory=lambda: SearchSettings(moves=3, changes=24, steps=2, anchors=True))
     price_slots: int = 40  # of each trial of the prices of work left
     price_after: tuple[float, ...] = (0.15, 0.4)  # shares of the slots after which prices are learned
     curve_slots: int = 40

@@ -5,6 +5,7 @@ locally, 1 + s·V + v offloads to server s by option v.
 """
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -68,6 +69,10 @@ class Observation:
 
     def alone_s(self) -> Floats:
         """[B, N, S, V]: when each task would be done by each option if it were the slot's only one."""
+        return self._alone_s
+
+    @cached_property
+    def _alone_s(self) -> Floats:
         ready = (self.device_backlog_s[..., None] + self.device_s)[:, :, None, :]
         sent = ready + self.airtime_s
         if self.shared_radio:
