@@ -72,6 +72,7 @@ MAY_NEED = {
     "aecnn_deploy.offloading.agent.onnx_file": {"torch"},
     "aecnn_deploy.offloading.agent.run": {"torch"},
     "aecnn_deploy.offloading.agent.trainer": {"torch"},
+    "aecnn_deploy.offloading.baselines.ppo_training": {"gymnasium", "stable_baselines3", "torch"},
     "aecnn_deploy.offloading.droo.torch_": {"torch"},
     "aecnn_deploy.offloading.mec.env": {"gymnasium"},
     "aecnn_deploy.training": {"torch"},

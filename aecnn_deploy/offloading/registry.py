@@ -33,16 +33,14 @@ _TUNING_SEEDS = (1_000_001, 1_000_002)  # of training: no table's
 def make_policy(name: str, scenario: Scenario, seed: int = 0) -> Policy:
     """The policy of this name, or of this file, for ``scenario``; ``seed``: of what is random in it.
 
-    Raises PolicyError: there is no such name or file, or the file is no policy.
+    Raises PolicyError: there is no such name or file, the file is no policy, or it is one of other sizes alone.
     """
     if is_policy_file(name):
-        from aecnn_deploy.offloading.agent.policy import load_policy
-
-        return load_policy(policy_file(Path(name)))
+        return _of_file(policy_file(Path(name)), scenario)
     if name not in POLICIES:
         raise PolicyError(
-            f"no policy is called {name!r}; known are {', '.join(POLICIES)}, the path of a policy file (.onnx), and "
-            "the folder of a training that is done"
+            f"no policy is called {name!r}; known are {', '.join(POLICIES)}, the path of a policy file (.onnx, .npz), "
+            "and the folder of a training that is done"
         )
     module, _, attribute = POLICIES[name].partition(":")
     maker: Maker = getattr(import_module(module), attribute)
@@ -50,13 +48,29 @@ def make_policy(name: str, scenario: Scenario, seed: int = 0) -> Policy:
 
 
 def is_policy_file(name: str) -> bool:
-    """Whether ``name`` is a path and no name: it ends in .onnx, has a slash, or is a folder here."""
-    return name not in POLICIES and (name.endswith(".onnx") or "/" in name or Path(name).is_dir())
+    """Whether ``name`` is a path and no name: it ends in .onnx or .npz, has a slash, or is a folder here."""
+    return name not in POLICIES and (name.endswith((".onnx", ".npz")) or "/" in name or Path(name).is_dir())
 
 
 def policy_file(path: Path) -> Path:
     """The policy file of a path: itself, or the one in a training's folder."""
-    return path / "policy.onnx" if path.is_dir() else path
+    if not path.is_dir():
+        return path
+    other = path / "policy.npz"
+    return other if other.exists() else path / "policy.onnx"
+
+
+def _of_file(path: Path, scenario: Scenario) -> Policy:
+    """The policy in a file: by its suffix."""
+    if path.suffix == ".npz":
+        from aecnn_deploy.offloading.baselines.ppo import load_ppo
+
+        policy = load_ppo(path)
+        policy.fit(scenario.devices.count, scenario.servers.count, len(scenario.profile.options))
+        return policy
+    from aecnn_deploy.offloading.agent.policy import load_policy
+
+    return load_policy(path)
 
 
 def make_shipped(scenario: Scenario, seed: int) -> Policy:

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from aecnn_deploy.offloading.mec.observation import Flags, Observation
 from aecnn_deploy.offloading.mec.scenario import Scenario
 
+LAYOUT = 1  # of the columns above
 CLIP = 4.0
 
 Vectors = NDArray[np.float32]
@@ -31,8 +32,17 @@ class FlatFeatures:
     """``scenario`` gives the sizes and the scale; both stay when its devices, links and servers are drawn anew."""
 
     def __init__(self, scenario: Scenario) -> None:
-        devices, servers, options = scenario.devices.count, scenario.servers.count, len(scenario.profile.options)
-        self._scale_s = scenario.devices.deadline_ms[1] / 1e3
+        self._begin(scenario.devices.count, scenario.servers.count, len(scenario.profile.options), scale_of(scenario))
+
+    @classmethod
+    def sized(cls, devices: int, servers: int, options: int, scale_s: float) -> "FlatFeatures":
+        """Those of a scenario of these sizes whose longest deadline is ``scale_s``."""
+        features = cls.__new__(cls)
+        features._begin(devices, servers, options, scale_s)
+        return features
+
+    def _begin(self, devices: int, servers: int, options: int, scale_s: float) -> None:
+        self._scale_s = scale_s
         self.choices = 1 + servers * options
         self.devices = devices
         self.size = devices * (4 + options + servers * options) + servers * (2 + options)
@@ -57,3 +67,8 @@ class FlatFeatures:
     def masks(self, seen: Observation) -> Flags:
         """[B, N·(1 + S·V)]: decisions that would be in time alone; local always is one of them."""
         return seen.feasible().reshape(seen.batch, -1)
+
+
+def scale_of(scenario: Scenario) -> float:
+    """The longest deadline, in seconds."""
+    return scenario.devices.deadline_ms[1] / 1e3
