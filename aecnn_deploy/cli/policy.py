@@ -51,6 +51,11 @@ def train(
     from aecnn_deploy.offloading.agent.settings import settings_of
     from aecnn_deploy.offloading.agent.trainer import Trainer
 
+    if method == "ppo":
+        _train_ppo(
+            with_changes(load_scenario(scenario), read_changes(changes)), out, seed, slots, worlds, resume, as_json
+        )
+        return
     settings = settings_of(method)
     settings = replace(settings, seed=seed, worlds=worlds or settings.worlds).for_slots(slots or settings.slots)
     played = with_changes(load_scenario(scenario), read_changes(changes))
@@ -69,6 +74,27 @@ def train(
     typer.echo(
         f"{path}: {last['slot']} slots, {last['seconds']:.0f} s, {last['eval_score']:.4f} of a task on other seeds"
     )
+
+
+def _train_ppo(
+    scenario: Any, out: Path, seed: int, slots: int | None, worlds: int | None, resume: bool, as_json: bool
+) -> None:
+    """Another program's training: it cannot go on where it was stopped."""
+    from aecnn_deploy.offloading.agent.settings import TrainSettings
+    from aecnn_deploy.offloading.baselines.ppo import train_ppo
+
+    if resume and (out / "settings.json").exists():
+        raise SettingsError("a training of ppo does not go on where it was stopped; remove its folder and begin again")
+    ours = TrainSettings()
+    worlds = worlds or ours.worlds
+    steps = (slots or ours.slots) * worlds
+    with progress("slots of all worlds", steps) as bar:
+        path = train_ppo(scenario, seed=seed, steps=steps, out=out, worlds=worlds, on_step=bar.advance)
+    last = _last_point(out)
+    if as_json:
+        print_json({"policy": str(path), "scenario": scenario.name, "slots": last["slot"], "curve": last})
+        return
+    typer.echo(f"{path}: {last['slot']} slots, {last['seconds']:.0f} s")
 
 
 def evaluate(

@@ -1,7 +1,7 @@
 """Policies by name. A name's module is imported when the policy is made: most need nothing but numpy, some torch."""
 
 from collections.abc import Callable, Mapping
-from importlib import import_module, resources
+from importlib import import_module
 from pathlib import Path
 from types import MappingProxyType
 
@@ -75,15 +75,9 @@ def _of_file(path: Path, scenario: Scenario) -> Policy:
 
 def make_shipped(scenario: Scenario, seed: int) -> Policy:
     """``shipped_policy``."""
+    from aecnn_deploy.offloading.agent.policy import shipped_policy
+
     return shipped_policy()
-
-
-def shipped_policy() -> Policy:
-    """The graph policy that comes with the package, trained in paper-2x14; docs/policy.md has the command."""
-    from aecnn_deploy.offloading.agent.policy import load_policy
-
-    with resources.as_file(resources.files("aecnn_deploy.offloading.agent").joinpath("grl-2x14.onnx")) as path:
-        return load_policy(path, name="grl")
 
 
 def make_random(scenario: Scenario, seed: int) -> Policy:

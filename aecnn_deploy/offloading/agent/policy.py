@@ -6,6 +6,7 @@ prices, with the features' version and what it was trained on.
 
 import json
 from dataclasses import dataclass, fields
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -186,6 +187,12 @@ class GraphPolicy:
 def load_policy(path: Path, *, name: str | None = None, critic: str = "model") -> GraphPolicy:
     """The policy at ``path``, ready to decide. Raises PolicyError."""
     return GraphPolicy(read_policy(path), name=name or _name_of(path), critic=critic)
+
+
+def shipped_policy() -> GraphPolicy:
+    """The graph policy that comes with the package, trained in paper-2x14; docs/policy.md has the command."""
+    with resources.as_file(resources.files("aecnn_deploy.offloading.agent").joinpath("grl-2x14.onnx")) as path:
+        return load_policy(path, name="grl")
 
 
 def _name_of(path: Path) -> str:

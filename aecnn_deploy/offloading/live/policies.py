@@ -6,6 +6,7 @@ from types import MappingProxyType
 import numpy as np
 
 from aecnn_deploy.errors import PolicyError
+from aecnn_deploy.offloading.agent.policy import shipped_policy
 from aecnn_deploy.offloading.baselines.greedy import Greedy
 from aecnn_deploy.offloading.mec.observation import Actions, Observation
 from aecnn_deploy.offloading.policy import Policy
@@ -40,14 +41,8 @@ class StaticBest:
         return np.broadcast_to(1 + server * seen.options + option, seen.active.shape).copy()
 
 
-def _shipped() -> Policy:
-    from aecnn_deploy.offloading.registry import shipped_policy
-
-    return shipped_policy()
-
-
 BUILT_IN: Mapping[str, Callable[[], Policy]] = MappingProxyType(
-    {"grl": _shipped, "greedy": Greedy, "static": StaticBest}
+    {"grl": shipped_policy, "greedy": Greedy, "static": StaticBest}
 )
 
 
