@@ -10,7 +10,6 @@ import pytest
 
 from aecnn_deploy.errors import PolicyError, SettingsError
 from aecnn_deploy.offloading.baselines.ppo import LAYOUT, POLICY, PpoSettings, load_ppo, train_ppo, write_ppo
-from aecnn_deploy.offloading.baselines.simple import RandomPolicy
 from aecnn_deploy.offloading.evaluation import evaluate
 from aecnn_deploy.offloading.mec.observation import Actions, Observation
 from aecnn_deploy.offloading.mec.world import World
@@ -69,10 +68,9 @@ class TestTraining:
     def test_it_learns_more_than_the_masks_give(self, trained: Path) -> None:
         scores = [
             evaluate(policy, TINY, (0, 1, 2), timed_slots=1).row()["score_mean"]
-            for policy in (RandomPolicy(), MaskedRandom(), load_ppo(trained / POLICY))
+            for policy in (MaskedRandom(), load_ppo(trained / POLICY))
         ]
-        assert scores[0] < scores[1] * 0.9
-        assert scores[1] * 1.05 < scores[2]
+        assert scores[0] * 1.05 < scores[1]
 
     def test_its_folder_says_what_was_trained_and_how_it_went(self, trained: Path) -> None:
         assert {file.name for file in trained.iterdir()} == {"settings.json", "curves.jsonl", POLICY}

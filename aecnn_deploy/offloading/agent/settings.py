@@ -9,7 +9,7 @@ from aecnn_deploy.errors import SettingsError
 from aecnn_deploy.offloading.agent.search import SearchSettings
 
 # As deployed: within 2 ms for 14 devices, 2 servers and 7 options on one core.
-SEARCH = SearchSettings(moves=2, changes=16, steps=1)
+SEARCH = SearchSettings(moves=2, changes=24, steps=1, joins=6)
 
 # Seeds of training, of the curve while training, and of tables are apart: 0, 1, 2, … are the tables'.
 TRAINING_SEED = 1_000_000
@@ -22,7 +22,7 @@ class TrainSettings:
 
     method: str = "grl"
     seed: int = 0
-    slots: int = 400
+    slots: int = 600
     worlds: int = 16
     episode: int = 50  # slots until the worlds are drawn anew; then there is a checkpoint and a point of the curve
     width: int = 32
@@ -36,9 +36,9 @@ class TrainSettings:
     deployed: SearchSettings = SEARCH  # of the policy when it is trained
     explore: float = 0.1  # chance of a device to do otherwise, in every other world: the learned critic must see it
     samples: int = 8  # futures of the critic while training
-    search: SearchSettings = field(default_factory=lambda: SearchSettings(moves=3, changes=24, steps=2, anchors=True))
+    search: SearchSettings = field(default_factory=lambda: SearchSettings(moves=3, changes=32, steps=3, anchors=True))
     price_slots: int = 40  # of each trial of the prices of work left
-    price_after: tuple[float, ...] = (0.15, 0.4)  # shares of the slots after which prices are learned
+    price_after: tuple[float, ...] = (0.3,)  # shares of the slots after which prices are learned
     curve_slots: int = 40
 
     def __post_init__(self) -> None:
@@ -63,7 +63,7 @@ class TrainSettings:
 
 
 # As many candidates as SEARCH, all of them moved thresholds, as DROO has no others.
-_THRESHOLDS = SearchSettings(moves=4, steps=0)
+_THRESHOLDS = SearchSettings(moves=6, steps=0)
 
 # How a method of the same scheme is trained. What each is of the literature: docs/baselines.md.
 METHODS: Mapping[str, TrainSettings] = MappingProxyType(

@@ -59,6 +59,8 @@ def paper_profile(method: str, split: int = 1, ratios: Sequence[int] | None = No
       of the multiply-adds), layer2 (44 %), layer3.2 (64 %), layer3 (80 %) and at the end, at 8 ms for all of them,
       with accuracies 75, 86, 91, 94 and 95.84 %. Named ``exit1`` to ``exit5``; ``split`` and ``ratios`` do not apply.
 
+    - ``aecnn+picture``: as ``aecnn``, and ``exit5`` of ``early-exit`` as one more option.
+
     Raises ScenarioError: no such method, split or ratio.
     """
     if method not in METHODS:
@@ -89,6 +91,8 @@ def paper_profile(method: str, split: int = 1, ratios: Sequence[int] | None = No
         )
         for row in (known[ratio] for ratio in ratios or known)
     )
+    if method == "aecnn+picture":
+        options += _early_exit(table).options[-1:]
     return Profile(
         name=f"paper {method} l={split}",
         source=f"{table.identifier}, Table I; computing times from multiply-adds",
@@ -120,6 +124,7 @@ _Of = Callable[[PaperRow], float]
 METHODS: Mapping[str, tuple[_Of, _Of]] = MappingProxyType(
     {
         "aecnn": (lambda row: row.aecnn[0], _pruned_macs),
+        "aecnn+picture": (lambda row: row.aecnn[0], _pruned_macs),
         "ca-pruned": (lambda row: row.ca_pruned[0], _pruned_macs),
         "bottlenet++": (lambda row: row.bottlenetpp[0], _bottlenet_macs),
         "early-exit": (lambda row: row.aecnn[0], _no_macs),  # made of no row of the table
