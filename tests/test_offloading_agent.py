@@ -25,7 +25,8 @@ from aecnn_deploy.offloading.mec.observation import Observation
 from aecnn_deploy.offloading.mec.world import World, certain_truth, settle
 from tests.offloading_worlds import certain, small, uncertain
 
-QUICK = TrainSettings(slots=30, episode=10, worlds=4, curve_slots=4, price_slots=3, samples=4, width=16)
+LIGHT = SearchSettings(moves=2, changes=12, steps=1, anchors=True)
+QUICK = TrainSettings(slots=30, episode=10, worlds=4, curve_slots=4, price_slots=3, samples=4, width=16, search=LIGHT)
 
 
 def random_residuals(seed: int = 0) -> Residuals:
@@ -37,7 +38,7 @@ def random_residuals(seed: int = 0) -> Residuals:
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A short training's folder."""
     out = tmp_path_factory.mktemp("policy") / "run"
-    train_policy(uncertain(), replace(QUICK, slots=100, worlds=8, episode=50), out)
+    train_policy(uncertain(), replace(QUICK, slots=80, worlds=8, episode=40), out)
     return out
 
 

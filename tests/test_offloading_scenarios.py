@@ -145,7 +145,7 @@ class TestFiles:
             (LEAST + "[radio]\nfading = 0\n[uncertainty]\nestimate_error = 0.1", "off by 0.1 of a fading of 0"),
             (LEAST + "[energy]\ncompute_w = 3", "energy: Object missing required field `transmit_w`"),
             (LEAST.replace("[profile]", "[profile]\nsource = 'web'"), "sources are paper, file, bundle"),
-            (LEAST.replace("[profile]", "[profile]\nmethod = 'vgg'"), "choose one of aecnn, ca-pruned, bottlenet++"),
+            (LEAST.replace("[profile]", "[profile]\nmethod = 'vgg'"), "choose one of aecnn, aecnn+picture, ca-pruned"),
             (LEAST.replace("[profile]", "[profile]\nsplit = 3"), "no split 3; it has 1, 2"),
             (LEAST.replace("[profile]", "[profile]\npath = 'x'"), "profile.path says nothing"),
             (LEAST.replace("[profile]", "[profile]\nsource = 'file'"), "profile.path is missing; name the file"),

@@ -203,6 +203,10 @@ def _name_of(path: Path) -> str:
 def copy_policy(run: Path, out: Path) -> PolicyFacts:
     """Write the policy of the training in ``run`` to ``out``, checked, beside it and renamed. Raises PolicyError."""
     source = run / "policy.onnx"
+    if (run / "policy.npz").exists():
+        raise PolicyError(
+            f"{run} holds a policy of ppo, which is evaluated as it is: {run / 'policy.npz'}; nothing to export"
+        )
     if not source.exists():
         if (run / "settings.json").exists():
             raise PolicyError(f"the training in {run} is not done; go on with: aecnn-deploy policy train … --resume")
