@@ -15,7 +15,7 @@ import itertools
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -173,8 +173,13 @@ def comparison(setting: Setting) -> dict[str, Any]:
         score(trained(ours, setting, scenario, search=SearchSettings(0, 1, 0)), "grl-actor-alone", scenario, setting),
     ]
     for one in SMALL_PICTURES:
+        done = tuple(seed for seed in setting.trainings if any(setting.folder(one, seed).glob("policy.*")))
+        if not done:
+            print(f"  {one.name} is left out: it is not trained")
+            continue
+        some = replace(setting, trainings=done)
         where = setting.scenario(one.where())
-        parts.append(score(trained(one, setting, where), one.name, where, setting))
+        parts.append(score(trained(one, some, where), one.name, where, setting) | {"trained": len(done)})
     prices = read_policy(setting.folder(ours, setting.trainings[0]) / "policy.onnx").prices()
     by_futures = futures_greedy(scenario, TUNING_SEEDS, prices=prices)
     parts.append(score([by_futures], "greedy-futures", scenario, setting))
