@@ -300,8 +300,9 @@ def main(arguments: Sequence[str]) -> int:
     for training, seed in itertools.product(LEARNED, setting.trainings):
         curve = setting.folder(training, seed) / "curves.jsonl"
         if curve.exists():
-            (given.out / f"{training.name}-{seed}").mkdir(exist_ok=True)
-            shutil.copy(curve, given.out / f"{training.name}-{seed}" / "curves.jsonl")
+            place = given.out / training.name / f"seed-{seed}"
+            place.mkdir(parents=True, exist_ok=True)
+            shutil.copy(curve, place / "curves.jsonl")
     for text, holds in checked:
         print("holds " if holds else "FAILS ", text)
     return 0 if all(holds for _, holds in checked) else 1

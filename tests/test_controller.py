@@ -670,7 +670,8 @@ class TestDevice:
         assert_each_once(report, 100)
         assert sum(link.cuts for link in links) > 5
         assert sum(image.status == "ok" for image in report.images) > 90
-        assert {image.advised for image in report.images} == {True, False}
+        # A frame that was dropped before its turn, as a busy machine may, was neither.
+        assert {image.advised for image in report.images if image.status == "ok"} == {True, False}
 
 
 class Leaving(Part):
