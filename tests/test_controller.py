@@ -670,8 +670,8 @@ class TestDevice:
         assert_each_once(report, 100)
         assert sum(link.cuts for link in links) > 5
         assert sum(image.status == "ok" for image in report.images) > 90
-        # A frame that was dropped before its turn, as a busy machine may, was neither.
-        assert {image.advised for image in report.images if image.status == "ok"} == {True, False}
+        # A frame that failed or was computed here before its turn, as on a busy machine, was neither.
+        assert {True, False} <= {image.advised for image in report.images}
 
 
 class Leaving(Part):
