@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from aecnn_deploy.errors import TrainingError
 from aecnn_deploy.training.checkpoints import Reached, TaskFolder, optimiser_state, restore_optimiser
+from aecnn_deploy.training.depthwise import QuickDepthwise
 from aecnn_deploy.training.settings import FitSettings
 
 _WARM_UP = 0.1  # share of the steps
@@ -107,7 +108,8 @@ class Fitter:
                 for group in optimiser.param_groups:
                     group["lr"] = group["base"] * _factor(step / total)
                 optimiser.zero_grad(set_to_none=True)
-                loss = loss_of(rows, generator, step / total)
+                with QuickDepthwise():
+                    loss = loss_of(rows, generator, step / total)
                 torch.autograd.backward(loss)
                 nn.utils.clip_grad_norm_(trained, _GRADIENT_NORM)
                 optimiser.step()

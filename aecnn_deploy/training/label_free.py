@@ -19,6 +19,7 @@ from aecnn_deploy.models.attention import channel_importance, kept_channels
 from aecnn_deploy.models.backbones import Backbone
 from aecnn_deploy.models.deploy import Normalise
 from aecnn_deploy.models.split import SplitModel, pruned_split
+from aecnn_deploy.training.depthwise import QuickDepthwise
 from aecnn_deploy.training.losses import distil_loss, match_loss
 from aecnn_deploy.training.photographs import Frames
 from aecnn_deploy.training.settings import LabelFreeSettings
@@ -187,7 +188,8 @@ class LabelFreeTraining:
             order = torch.randperm(len(self.frames), generator=generator)
             for rows in torch.split(order, batch)[: self._batches(batch)]:
                 optimiser.zero_grad(set_to_none=True)
-                loss = loss_of(rows)
+                with QuickDepthwise():
+                    loss = loss_of(rows)
                 torch.autograd.backward(loss)
                 nn.utils.clip_grad_norm_(parameters, _GRADIENT_NORM)
                 optimiser.step()
