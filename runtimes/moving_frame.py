@@ -48,7 +48,7 @@ class MovingFrame:
     variant: FrameVariant
     edge: int = 0  # that it goes to: the index among the run's edges
     edge_told: str | None = None  # its address for the report, where there are several
-    advised: bool | None = None  # a controller said where it goes; None: there is no controller
+    advised: bool | None = None  # a controller said where it goes; None: there is none, or its turn never came
     unadvised: str | None = None  # why its advice was not followed: a word of ``controller_advice``
     choice: Choice | None = None  # how the variant was chosen, where it is for each frame
     told_choice: dict[str, Any] | None = None  # the same for the report

@@ -44,7 +44,7 @@ class ImageReport:
     stages_ms: dict[str, float] = field(default_factory=dict)
     choice: dict[str, Any] | None = None  # how the variant was chosen for this image, if that was asked for
     edge: str | None = None  # the address of the edge that it went to, where the device has several
-    advised: bool | None = None  # whether it went as the controller said; None: there is no controller
+    advised: bool | None = None  # whether it went as the controller said; None: there is none, or its turn never came
     unadvised: str | None = None  # why it did not: a word of docs/controller.md
 
 
