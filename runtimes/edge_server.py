@@ -10,7 +10,7 @@ from collections.abc import Callable, Coroutine
 from contextlib import closing
 from dataclasses import dataclass
 from types import FrameType
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from aecnn_deploy.bundle.reader import Bundle
 from aecnn_deploy.errors import AecnnError, ServeError
@@ -22,6 +22,9 @@ from aecnn_deploy.runtimes.edge_service import EdgeService
 from aecnn_deploy.runtimes.edge_settings import EdgeSettings
 from aecnn_deploy.runtimes.edge_view import EdgeState
 from aecnn_deploy.wire import HEADER_BYTES
+
+if TYPE_CHECKING:
+    from uvicorn import Config
 
 _CLOSE_S = 2  # for connections and threads once the drain is over
 _HOUSEKEEPING_S = 1.0
@@ -117,6 +120,31 @@ def listening_socket(host: str, port: int) -> socket.socket:
     return listener
 
 
+def uvicorn_config(app: Any, gate: Gate, *, ws_max_size: int, close_s: int) -> "Config":
+    """What serves the ASGI application ``app`` behind ``gate``, an edge's or a controller's.
+
+    ``ws_max_size``: bytes of a WebSocket message. ``close_s``: seconds for connections once the server shuts down.
+    """
+    import uvicorn
+
+    from aecnn_deploy.runtimes.edge_protocol import EdgeWebSocket, http_protocol
+
+    return uvicorn.Config(
+        Guard(app, gate),
+        http=http_protocol(gate),  # TLS is its part, too: uvicorn's own has no time limit of ours
+        ws=EdgeWebSocket,
+        ws_max_size=ws_max_size,
+        ws_per_message_deflate=False,  # planes are coded already
+        lifespan="off",
+        log_config=None,
+        log_level="error",
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_graceful_shutdown=close_s,
+    )
+
+
 def _make_server(
     service: EdgeService,
     gate: Gate,
@@ -126,8 +154,6 @@ def _make_server(
     annex: Annex | None,
 ) -> Any:
     import uvicorn
-
-    from aecnn_deploy.runtimes.edge_protocol import EdgeWebSocket, http_protocol
 
     class Server(uvicorn.Server):
         """Loads the models once it listens, and drains before it stops listening.
@@ -193,19 +219,11 @@ def _make_server(
             await super().shutdown(sockets=sockets)
 
     limits = service.settings.limits
-    config = uvicorn.Config(
-        Guard(build_app(service, annex.routes() if annex is not None else ()), gate),
-        http=http_protocol(gate),  # TLS is its part, too: uvicorn's own has no time limit of ours
-        ws=EdgeWebSocket,
+    config = uvicorn_config(
+        build_app(service, annex.routes() if annex is not None else ()),
+        gate,
         ws_max_size=HEADER_BYTES + max(limits.max_payload_bytes, limits.max_control_bytes),
-        ws_per_message_deflate=False,  # planes are coded already
-        lifespan="off",
-        log_config=None,
-        log_level="error",
-        access_log=False,
-        server_header=False,
-        proxy_headers=False,
-        timeout_graceful_shutdown=_CLOSE_S,
+        close_s=_CLOSE_S,
     )
     return Server(config)
 

@@ -6,14 +6,22 @@ from typing import Annotated, Any
 import typer
 
 from aecnn_deploy.cli.console import print_json, progress, say
+from aecnn_deploy.cli.simulation_options import (
+    BatchOption,
+    BoundOption,
+    ChangesOption,
+    JsonOption,
+    OutOption,
+    ScenarioArgument,
+    SeedsOption,
+    SlotsOption,
+    VaryOption,
+)
 from aecnn_deploy.errors import SettingsError
 
 TRAIN_EXAMPLE = "Example: aecnn-deploy policy train paper-2x14 --out run"
 EVALUATE_EXAMPLE = "Example: aecnn-deploy policy evaluate run --scenario paper-2x14 --policy greedy"
 EXPORT_EXAMPLE = "Example: aecnn-deploy policy export run --out policy.onnx"
-
-ScenarioName = Annotated[str, typer.Argument(help="A scenario by name, e.g. paper-2x14, or a .toml file.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -26,18 +34,15 @@ def register(app: typer.Typer) -> None:
 
 
 def train(
-    scenario: ScenarioName,
+    scenario: ScenarioArgument,
     out: Annotated[Path, typer.Option(help="The folder of this training.")],
     method: Annotated[str, typer.Option(help="grl, or a baseline: docs/baselines.md.")] = "grl",
     slots: Annotated[int | None, typer.Option(min=1, help="Slots to play.")] = None,
     worlds: Annotated[int | None, typer.Option(min=1, max=1024, help="Worlds that are played at once.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of weights, draws and worlds.")] = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the training in OUT.")] = False,
-    changes: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the scenario; may be repeated."),
-    ] = None,
-    as_json: Json = False,
+    changes: ChangesOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Train a graph policy in a scenario; some minutes on one core. docs/policy.md says how."""
     from dataclasses import replace
@@ -108,22 +113,15 @@ def evaluate(
     droo: Annotated[
         Path | None, typer.Option(help="A .mat file of DROO's test set in place of a scenario.", metavar="FILE")
     ] = None,
-    seeds: Annotated[int, typer.Option(min=1, max=10_000, help="How many seeds, one episode each.")] = 3,
+    seeds: SeedsOption = 3,
     first_seed: Annotated[int, typer.Option(min=0, help="The first of them; no training draws from these.")] = 1000,
-    batch: Annotated[int, typer.Option(min=1, max=10_000, help="Worlds of each episode.")] = 8,
-    slots: Annotated[int | None, typer.Option(min=1, help="Slots of an episode; the scenario's if not given.")] = None,
-    vary: Annotated[
-        str | None, typer.Option(metavar="KEY=A,B,...", help="Run once for each value: devices.count=7,14,20.")
-    ] = None,
-    changes: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the scenario; may be repeated."),
-    ] = None,
-    bound: Annotated[
-        str | None, typer.Option(help="A bound beside the policies: docs/bounds.md.", metavar="KIND")
-    ] = None,
-    out: Annotated[Path | None, typer.Option(help="Write the JSON document to this file, too.")] = None,
-    as_json: Json = False,
+    batch: BatchOption = 8,
+    slots: SlotsOption = None,
+    vary: VaryOption = None,
+    changes: ChangesOption = None,
+    bound: BoundOption = None,
+    out: OutOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Evaluate policies in a scenario, beside others; or on DROO's published test set."""
     names = [*(policies or []), *(policy or [])]
@@ -144,7 +142,7 @@ def evaluate(
 def export(
     run: Annotated[Path, typer.Argument(help="The folder of a training that is done.")],
     out: Annotated[Path, typer.Option(help="The policy file to write, .onnx.")],
-    as_json: Json = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Export a trained policy as one ONNX file: what serve-edge --controller and policy evaluate read."""
     from aecnn_deploy.offloading.agent.policy import copy_policy

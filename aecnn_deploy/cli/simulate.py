@@ -7,6 +7,17 @@ from typing import Annotated, Any
 import typer
 
 from aecnn_deploy.cli.console import print_json, progress
+from aecnn_deploy.cli.simulation_options import (
+    BatchOption,
+    BoundOption,
+    ChangesOption,
+    JsonOption,
+    OutOption,
+    ScenarioArgument,
+    SeedsOption,
+    SlotsOption,
+    VaryOption,
+)
 from aecnn_deploy.errors import SettingsError
 
 EXAMPLE = "Example: aecnn-deploy simulate paper-2x14 --policy random --policy local --seeds 3"
@@ -19,26 +30,19 @@ def register(app: typer.Typer) -> None:
 
 
 def simulate(
-    scenario: Annotated[str, typer.Argument(help="A scenario by name, e.g. paper-2x14, or a .toml file.")],
+    scenario: ScenarioArgument,
     policy: Annotated[
         list[str] | None, typer.Option(help="A policy by name; may be repeated.", show_default="random and local")
     ] = None,
-    seeds: Annotated[int, typer.Option(min=1, max=10_000, help="How many seeds, one episode each.")] = 3,
+    seeds: SeedsOption = 3,
     first_seed: Annotated[int, typer.Option(min=0, help="The first of them; 1000 and more are not trained on.")] = 1000,
-    batch: Annotated[int, typer.Option(min=1, max=10_000, help="Worlds of each episode.")] = 8,
-    slots: Annotated[int | None, typer.Option(min=1, help="Slots of an episode; the scenario's if not given.")] = None,
-    vary: Annotated[
-        str | None, typer.Option(metavar="KEY=A,B,...", help="Run once for each value: devices.count=7,14,20.")
-    ] = None,
-    changes: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the scenario; may be repeated."),
-    ] = None,
-    bound: Annotated[
-        str | None, typer.Option(help="A bound beside the policies: docs/bounds.md.", metavar="KIND")
-    ] = None,
-    out: Annotated[Path | None, typer.Option(help="Write the JSON document to this file, too.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    batch: BatchOption = 8,
+    slots: SlotsOption = None,
+    vary: VaryOption = None,
+    changes: ChangesOption = None,
+    bound: BoundOption = None,
+    out: OutOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Simulate policies in a scenario: many devices, several edges, tasks with deadlines.
 

@@ -18,9 +18,8 @@ from aecnn_deploy.optional import require
 from aecnn_deploy.runtimes.controller_messages import MAX_STATE_BYTES
 from aecnn_deploy.runtimes.credentials import Credentials
 from aecnn_deploy.runtimes.edge_gate import Gate, GuardSettings
-from aecnn_deploy.runtimes.edge_guard import Guard
 from aecnn_deploy.runtimes.edge_names import NamedEdge
-from aecnn_deploy.runtimes.edge_server import listening_socket
+from aecnn_deploy.runtimes.edge_server import listening_socket, uvicorn_config
 
 _CLOSE_S = 1
 
@@ -77,8 +76,6 @@ def serve_controller(
 def _make_server(adviser: Adviser, pages: EdgePages, gate: Gate, on_ready: Callable[[], None]) -> Any:
     import uvicorn
 
-    from aecnn_deploy.runtimes.edge_protocol import EdgeWebSocket, http_protocol
-
     class Server(uvicorn.Server):
         """As an edge's: a signal is a request to end, and the exit status says how it went."""
 
@@ -109,18 +106,4 @@ def _make_server(adviser: Adviser, pages: EdgePages, gate: Gate, on_ready: Calla
                     raise end
 
     app = build_controller_app(adviser, [metrics_route(adviser)])
-    config = uvicorn.Config(
-        Guard(app, gate),
-        http=http_protocol(gate),
-        ws=EdgeWebSocket,
-        ws_max_size=MAX_STATE_BYTES,
-        ws_per_message_deflate=False,
-        lifespan="off",
-        log_config=None,
-        log_level="error",
-        access_log=False,
-        server_header=False,
-        proxy_headers=False,
-        timeout_graceful_shutdown=_CLOSE_S,
-    )
-    return Server(config)
+    return Server(uvicorn_config(app, gate, ws_max_size=MAX_STATE_BYTES, close_s=_CLOSE_S))
