@@ -6,7 +6,11 @@ tasks/<id>/model.safetensors   the trained network, when the task is done
 tasks/<id>/done.json           what the task measured: the task is done
 """
 
+import fcntl
+import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -105,6 +109,27 @@ class TaskFolder:
         for file in self.path.glob("state-*.safetensors"):
             if file.name != keep:
                 file.unlink(missing_ok=True)
+
+
+@contextmanager
+def sole_writer(run: Path) -> Iterator[None]:
+    """As long as this lasts nobody else trains in the folder ``run``; a killed process holds it no longer.
+
+    Raises TrainingError: another process does. On a file system without locks nothing is held.
+    """
+    folder = os.open(run, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        with suppress(OSError):
+            try:
+                fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise TrainingError(
+                    f"another process trains in {run}; wait until it ends, or stop it (what it has done stays), or "
+                    "choose another --out"
+                ) from None
+        yield
+    finally:
+        os.close(folder)
 
 
 def optimiser_state(optimiser: torch.optim.Optimizer) -> State:

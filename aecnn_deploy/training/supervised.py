@@ -8,6 +8,7 @@ run.json, backbone.safetensors, variants/, frames.npy   written when every task 
 import functools
 import shutil
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -21,6 +22,7 @@ from aecnn_deploy.models.results import ResultRow, read_results, write_json
 from aecnn_deploy.models.run import RUN_FILE, check_run_target
 from aecnn_deploy.training import algorithm1, fast
 from aecnn_deploy.training.assemble import assemble_run
+from aecnn_deploy.training.checkpoints import sole_writer
 from aecnn_deploy.training.codec_arms import measure_feature_jpeg, measure_local_int8, train_codec
 from aecnn_deploy.training.dataset import (
     DataSplit,
@@ -90,10 +92,50 @@ def train_supervised(
     """Train all that ``settings`` name on the categories under ``root``, in the folder ``out``.
 
     ``resume``: go on with the run that stands there; it may have grown. Raises SettingsError, SourceError, ModelError,
-    TrainingError; what is done stays on disk.
+    TrainingError, also where another process trains in ``out``; what is done stays on disk.
     """
-    spec = settings.input_spec(backbone_spec(settings.backbone).input)
     tasks = tasks_of(settings, build_backbone(settings.backbone))
+    with ExitStack() as held:
+        if out.is_dir():  # before anything in it is read or removed
+            held.enter_context(sole_writer(out))
+        shop, continues = _begin(settings, root, out, resume=resume, replace=replace, cache=cache, progress=progress)
+        if not continues:  # it is another folder now
+            held.enter_context(sole_writer(out))
+        if jobs == 1 and ray_address is None:
+            _open.cache_clear()
+            _prepared[str(out.resolve())] = shop
+        outcome: SweepOutcome = run_sweep(
+            [SweepTask(task.id, task.needs) for task in tasks],
+            functools.partial(execute, str(out.resolve())),
+            is_done=lambda task: shop.folder(task).is_done,
+            jobs=jobs,
+            ray_address=ray_address,
+            shared=out.resolve(),
+            progress=progress,
+        )
+        rows = read_results(out)
+        if not outcome.failed:
+            with_row = {row.task for row in rows}
+            for task in tasks:
+                if task.kind == "unsplit" and task.id not in with_row:
+                    algorithm1.measure_unsplit(shop, task)
+                    rows = read_results(out)
+            assemble_run(shop, tasks, rows)
+    return Supervised(rows, outcome.failed, shop.photographs.skipped)
+
+
+def _begin(
+    settings: Algorithm1Settings,
+    root: Path,
+    out: Path,
+    *,
+    resume: bool,
+    replace: bool,
+    cache: Path | None,
+    progress: Progress,
+) -> tuple[Workshop, bool]:
+    """The run's folder, ready for its tasks; whether it goes on, or is a new one."""
+    spec = settings.input_spec(backbone_spec(settings.backbone).input)
     begun = (out / _SETTINGS).is_file()
     if begun and not resume and not replace:
         raise TrainingError(f"{out} holds a run; go on with it: --resume, replace it: --force, or choose another --out")
@@ -112,28 +154,7 @@ def train_supervised(
     if not (out / _DATA).is_file():
         write_json(out / _DATA, split_record(photographs, split))
     (out / RUN_FILE).unlink(missing_ok=True)
-    shop = Workshop(out, settings, photographs, split, progress.note)
-    if jobs == 1 and ray_address is None:
-        _open.cache_clear()
-        _prepared[str(out.resolve())] = shop
-    outcome: SweepOutcome = run_sweep(
-        [SweepTask(task.id, task.needs) for task in tasks],
-        functools.partial(execute, str(out.resolve())),
-        is_done=lambda task: shop.folder(task).is_done,
-        jobs=jobs,
-        ray_address=ray_address,
-        shared=out.resolve(),
-        progress=progress,
-    )
-    rows = read_results(out)
-    if not outcome.failed:
-        with_row = {row.task for row in rows}
-        for task in tasks:
-            if task.kind == "unsplit" and task.id not in with_row:
-                algorithm1.measure_unsplit(shop, task)
-                rows = read_results(out)
-        assemble_run(shop, tasks, rows)
-    return Supervised(rows, outcome.failed, photographs.skipped)
+    return Workshop(out, settings, photographs, split, progress.note), continues
 
 
 def _split(run: Path | None, settings: Algorithm1Settings, photographs: LabelledPhotographs) -> DataSplit:
