@@ -67,6 +67,7 @@ def train(
     for module in ("torch", "torchvision", "timm", "safetensors"):
         require(module, why="training", extra="train")
     from aecnn_deploy.training.dataset import default_cache
+    from aecnn_deploy.training.freed_memory import keep_freed_memory
     from aecnn_deploy.training.pipeline import train_label_free
     from aecnn_deploy.training.settings import LabelFreeSettings, read_settings
     from aecnn_deploy.training.supervised import train_supervised
@@ -76,6 +77,7 @@ def train(
     if ray is not None and jobs > 1:
         raise SettingsError(f"--jobs {jobs} is for this machine, --ray for a cluster; give one of the two")
     settings = read_settings(config)
+    keep_freed_memory()
     if isinstance(settings, LabelFreeSettings):
         given = {"--resume": resume, "--jobs": jobs > 1, "--ray": ray is not None}
         if wrong := [name for name, is_given in given.items() if is_given]:

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Protocol
 
 from aecnn_deploy.errors import AecnnError, SettingsError, TrainingError
+from aecnn_deploy.training.freed_memory import keep_freed_memory
 from aecnn_deploy.training.progress import Progress
 
 Execute = Callable[[str], None]
@@ -370,6 +371,7 @@ def _serve(link: Connection, payload: bytes, threads: int) -> None:
     import torch
 
     torch.set_num_threads(threads)
+    keep_freed_memory()
     link.send(_READY)
     while True:
         try:
