@@ -8,7 +8,7 @@ import os
 import tempfile
 import threading
 from collections.abc import Callable, Iterable
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from aecnn_deploy.runtimes.tensorrt_probe import PRODUCTS, RTX, load_product, su
 Note = Callable[[str], None]
 
 _TURING = "sm75"
+_LISTEN_S = 0.1  # between two looks for Ctrl-C during a build
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +147,8 @@ def build_engine(
     options = _Options(batch, workspace_mib, timing_cache)
     build, builder = _on_thread(lambda: _build(trt, log, monitor, onnx_file, target, options))
     try:
-        build.result()
+        while wait([build], _LISTEN_S).not_done:  # an interrupted Thread.join of CPython 3.11 takes it for ended
+            pass
     except KeyboardInterrupt:  # TensorRT must end before its monitor and this process may
         monitor.cancelled = True
         builder.join()
@@ -263,7 +265,10 @@ def _one_line(text: str, limit: int = 500) -> str:
 
 
 def _on_thread(job: Callable[[], memoryview]) -> "tuple[Future[memoryview], threading.Thread]":
-    """TensorRT's builder is deaf to signals; off the main thread it leaves that one free to hear Ctrl-C."""
+    """TensorRT's builder is deaf to signals; off the main thread it leaves that one free to hear Ctrl-C.
+
+    Which has to look up now and then: a signal that another thread was given wakes no wait without end.
+    """
     future: Future[memoryview] = Future()
 
     def main() -> None:
