@@ -8,6 +8,8 @@ Measured with EfficientNet-Lite0 and 101 classes, batch 32, all cores, medians o
 * the unsplit network's outputs (the teacher) computed against kept;
 * a training step of AECNN's network at l = 7, V = 4: float32, bfloat16 + channels last, with the gradients of depthwise
   convolutions by fast kernels, with freed memory kept, and with 4 or 6 frozen stages whose output is kept;
+* the two gradients of a depthwise convolution that torch has no fast kernel for, by torch and by ours;
+* a step of label-free training, l = 6, V = 4, with torch's gradients, with ours, and of the last convolution alone;
 * a step of the faster path with a purpose-made head: matching (no tail is run), end to end with a frozen tail, end to
   end with a trained one.
 
@@ -16,6 +18,7 @@ What it is not: accuracy, or a GPU's speed.
 """
 
 import argparse
+import functools
 import statistics
 import tempfile
 import time
@@ -36,7 +39,7 @@ from aecnn_deploy.models.weights import load_backbone
 from aecnn_deploy.training.dataset import load_labelled
 from aecnn_deploy.training.depthwise import QuickDepthwise
 from aecnn_deploy.training.freed_memory import keep_freed_memory
-from aecnn_deploy.training.label_free import has_bfloat16
+from aecnn_deploy.training.label_free import Student, has_bfloat16
 from benchmarks.machine import describe_machine, write_result
 
 RESULTS = Path(__file__).parent / "results" / "training_speed.json"
@@ -49,7 +52,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="the folder caltech101")
     parser.add_argument("--out", type=Path, default=RESULTS, help="where to write the JSON")
     options = parser.parse_args()
-    rows = [*_decoding(options.data), *_teacher(), *_steps(), *_faster_path()]
+    rows = [*_decoding(options.data), *_teacher(), *_gradients(), *_label_free(), *_steps(), *_faster_path()]
     document = {
         "benchmark": "training_speed",
         "command": ".venv/bin/python -m benchmarks.training_speed --data $AECNN_DATA/caltech101",
@@ -59,7 +62,7 @@ def main() -> None:
     }
     write_result(options.out, document)
     for row in rows:
-        print(f"{row['what']:<62} {row['images_per_s']:>9.1f} images/s")
+        print(f"{row['what']:<75} {row['images_per_s']:>9.1f} images/s")
     print(f"written to {options.out}")
 
 
@@ -145,6 +148,42 @@ def _step(parts: list[nn.Module], model: nn.Module, x: Tensor, *, fast: bool, qu
     return work
 
 
+def _gradients() -> list[dict[str, Any]]:
+    """One layer's backward pass alone, bfloat16 and channels last."""
+    rows = []
+    for what, side, stride, padding, size, of_input in (
+        ("of 5×5 weights, 672×14×14", 5, 1, 2, 14, False),
+        ("of the input at stride 2, 672×17×17", 5, 2, 0, 17, True),
+    ):
+        for whose, context in (("torch's", nullcontext()), ("ours", QuickDepthwise())):
+            x = _input(672, size, size).bfloat16().requires_grad_(of_input)
+            weight = torch.randn(672, 1, side, side).bfloat16().requires_grad_(not of_input)
+            with context:
+                y = torch.conv2d(x, weight, None, stride, padding, 1, 672)
+            wanted, upstream = (x if of_input else weight), torch.randn_like(y)
+            work = functools.partial(torch.autograd.grad, y, wanted, upstream, retain_graph=True)
+            rows.append(_row(f"gradient {what}: {whose}", BATCH, _timed(work)))
+    return rows
+
+
+def _label_free() -> list[dict[str, Any]]:
+    rows = []
+    backbone = build_backbone("efficientnet_lite0")
+    kept = torch.arange(backbone.split_point(6).kept_channels(4))
+    for what, last_only, quick in (
+        ("torch's gradients", False, False),
+        ("ours", False, True),
+        ("ours, projection_only", True, True),
+    ):
+        model = pruned_split(backbone, 6, kept, 4).to(memory_format=torch.channels_last)
+        student = Student(model, 5, last_only)
+        student.training_mode(True)
+        parts = [student.stages, model.quantiser, model.recovery]
+        work = _step(parts, model, _input(40, 28, 28), fast=True, quick=quick)
+        rows.append(_row(f"step of label-free training, l = 6: {what}", BATCH, _timed(work)))
+    return rows
+
+
 def _steps() -> list[dict[str, Any]]:
     rows = []
     split = 7
@@ -210,10 +249,11 @@ def _faster_path() -> list[dict[str, Any]]:
     tiny = msgspec.structs.replace(base, split=7, reuse=0, layers=((32, 7, 4), (64, 3, 2), (72, 3, 2)), depth=3)
     rows = []
     for name, design, shape in (("28 % head, 5 stages kept", base, (40, 28, 28)), ("10 % head", tiny, (3, 224, 224))):
-        for what, tail, trained in (
-            ("matching", False, False),
-            ("frozen tail", True, False),
-            ("trained tail", True, True),
+        for what, tail, trained, quick in (
+            ("matching", False, False, True),
+            ("frozen tail, torch's gradients", True, False, False),
+            ("frozen tail", True, False, True),
+            ("trained tail", True, True, True),
         ):
             model = SplitModel(backbone, design).to(memory_format=torch.channels_last)
             head = model.head[design.reuse :]
@@ -223,7 +263,11 @@ def _faster_path() -> list[dict[str, Any]]:
             model.head[: design.reuse].requires_grad_(False)
             parts = [head, model.quantiser, model.recovery, *([model.tail] if tail else [])]
             rows.append(
-                _row(f"faster path, {name}: {what}", BATCH, _timed(_step(parts, model, _input(*shape), fast=True)))
+                _row(
+                    f"faster path, {name}: {what}",
+                    BATCH,
+                    _timed(_step(parts, model, _input(*shape), fast=True, quick=quick)),
+                )
             )
     return rows
 

@@ -115,9 +115,13 @@ class TaskFolder:
 def sole_writer(run: Path) -> Iterator[None]:
     """As long as this lasts nobody else trains in the folder ``run``; a killed process holds it no longer.
 
-    Raises TrainingError: another process does. On a file system without locks nothing is held.
+    Raises TrainingError: another process does, or the folder cannot be read. On a file system without locks nothing is
+    held.
     """
-    folder = os.open(run, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        folder = os.open(run, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as exc:
+        raise TrainingError(f"cannot read the folder {run}: {exc.strerror}; choose another --out") from None
     try:
         with suppress(OSError):
             try:

@@ -2,7 +2,7 @@
 
 glibc gives large blocks back to the system as soon as they are freed and asks for new ones, which the system fills with
 zeros page by page. Every step of training frees and asks for the same tensors of tens of megabytes: where the whole
-network is trained that is a third of the time on a CPU (benchmarks/training_speed.py).
+network is trained that is a tenth of the time on a CPU, and more (benchmarks/training_speed.py).
 """
 
 import ctypes

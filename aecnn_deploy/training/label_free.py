@@ -127,7 +127,7 @@ class LabelFreeTraining:
             repack=settings.repack,
         )
         model.to(self.device).to(memory_format=torch.channels_last)
-        student = _Student(model, settings.split - settings.trainable_stages, settings.projection_only)
+        student = Student(model, settings.split - settings.trainable_stages, settings.projection_only)
         student.calibrate(self._teacher.entering)
         scale = self._teacher.at_split[:512].float().var(dim=(0, 2, 3)).clamp_min(1e-6).rsqrt()
         self._match(student, scale)
@@ -139,7 +139,7 @@ class LabelFreeTraining:
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=has_bfloat16(self.device))
 
-    def _match(self, student: "_Student", scale: Tensor) -> None:
+    def _match(self, student: "Student", scale: Tensor) -> None:
         match, teacher = self.settings.match, self._teacher
 
         def loss_of(rows: Tensor) -> Tensor:
@@ -149,7 +149,7 @@ class LabelFreeTraining:
 
         self._loop(student, match.epochs, match.batch, match.learning_rate, loss_of, "match")
 
-    def _distil(self, student: "_Student", scale: Tensor) -> None:
+    def _distil(self, student: "Student", scale: Tensor) -> None:
         distil, teacher = self.settings.distil, self._teacher
         tail = student.model.tail.requires_grad_(False)
         assert teacher.logits is not None
@@ -167,7 +167,7 @@ class LabelFreeTraining:
 
     def _loop(
         self,
-        student: "_Student",
+        student: "Student",
         epochs: int,
         batch: int,
         learning_rate: float,
@@ -198,11 +198,10 @@ class LabelFreeTraining:
         student.training_mode(False)
 
 
-class _Student:
+class Student:
     """The parts of a SplitModel that learn: the head's stages from ``first`` on, the quantiser, recovery.
 
-    ``projection_only`` leaves out all of those stages but the last convolution and its batch norm. On a CPU a step
-    then takes 6 tenths of the time (EfficientNet-Lite0, l = 6, V = 4, two cores).
+    ``projection_only`` leaves out all of those stages but the last convolution and its batch norm: a cheaper step.
     """
 
     def __init__(self, model: SplitModel, first: int, projection_only: bool) -> None:
