@@ -1,6 +1,6 @@
 """Checkpoints of one training task: safetensors and JSON, written beside and renamed, taken up again with --resume.
 
-tasks/<id>/state.json          the stage that was reached, its epoch, what was measured so far
+tasks/<id>/state.json          the stage that was reached, its epoch and step, what was measured so far
 tasks/<id>/state-<n>.safetensors   the tensors of that moment
 tasks/<id>/model.safetensors   the trained network, when the task is done
 tasks/<id>/done.json           what the task measured: the task is done
@@ -36,14 +36,15 @@ class Reached(msgspec.Struct, frozen=True):
     seconds: float  # wall-clock of all stages so far
     best: float | None = None
     notes: dict[str, Any] = {}
+    steps: int = 0  # of the next epoch
 
 
 @dataclass(slots=True)
 class TaskFolder:
-    """The files of one task. ``every_s``: seconds between two checkpoints at least; 0 writes one each epoch."""
+    """The files of one task. ``every_s``: seconds between two checkpoints at least; 0 writes one each step."""
 
     path: Path
-    every_s: float = 20.0
+    every_s: float = 30.0
     _written_s: float = field(default_factory=time.monotonic, init=False)
 
     @property

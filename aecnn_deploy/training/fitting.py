@@ -18,6 +18,7 @@ from aecnn_deploy.training.settings import FitSettings
 _WARM_UP = 0.1  # share of the steps
 _GRADIENT_NORM = 5.0
 _WEIGHT_DECAY = 1e-2
+_DRAWN = "generator"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +45,8 @@ class Fitter:
     epochs: int = 0
     _reached: tuple[Reached, dict[str, Tensor]] | None = field(default=None, init=False)
     _skipping: bool = field(default=False, init=False)
+    _before_s: float = field(default=0.0, init=False)  # of earlier stages, and before an interruption
+    _started_s: float = field(default=0.0, init=False)
 
     def __post_init__(self) -> None:
         self._reached = self.folder.load()
@@ -79,83 +82,124 @@ class Fitter:
                 return  # an earlier stage of the task: the checkpoint has its result
         if not settings.epochs:
             return
-        per_epoch = max(1, images // settings.batch)
-        total = per_epoch * settings.epochs
-        optimiser = _optimiser(model, groups, settings.learning_rate)
-        first, best, best_state, waited = 0, None, None, 0
+        at = _Place(stage, model, _optimiser(model, groups, settings.learning_rate))
         if self._skipping:
-            assert self._reached is not None
-            reached, tensors = self._reached
-            first, best, self.spent_s = reached.epoch, reached.best, reached.seconds
-            model.load_state_dict({key[6:]: value for key, value in tensors.items() if key.startswith("model.")})
-            restore_optimiser(optimiser, tensors)
-            best_state = {key[5:]: value for key, value in tensors.items() if key.startswith("best.")} or None
-            waited = int(reached.notes.get("waited", 0))
-            self.epochs = int(reached.notes.get("epochs", self.epochs))
-            self._skipping, self._reached = False, None
-        trained = [parameter for group in optimiser.param_groups for parameter in group["params"]]
-        started_s, before_s = time.perf_counter(), self.spent_s
-        for epoch in range(first, settings.epochs):
-            if settings.patience and waited >= settings.patience:
+            self._take_up(at)
+        self._before_s, self._started_s = self.spent_s, time.perf_counter()
+        for epoch in range(at.epoch, settings.epochs):
+            if settings.patience and at.waited >= settings.patience:
                 self.epochs -= settings.epochs - epoch
                 break
-            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
             _training_mode(model, groups)
-            order = torch.randperm(images, generator=generator).to(self.device)
-            running: list[Tensor] = []
-            for index, rows in enumerate(torch.split(order, settings.batch)[:per_epoch]):
-                step = epoch * per_epoch + index
-                for group in optimiser.param_groups:
-                    group["lr"] = group["base"] * _factor(step / total)
-                optimiser.zero_grad(set_to_none=True)
-                with QuickDepthwise():
-                    loss = loss_of(rows, generator, step / total)
-                torch.autograd.backward(loss)
-                nn.utils.clip_grad_norm_(trained, _GRADIENT_NORM)
-                optimiser.step()
-                running.append(loss.detach())
-                if self.device.type == "cpu":
-                    self.report(f"{stage} {loss.item():.3f}")
-            mean = torch.stack(running).mean().item()
-            if not math.isfinite(mean):
-                raise TrainingError(
-                    f"{stage}: the loss is {mean} in epoch {epoch + 1}; lower learning_rate ({settings.learning_rate})"
-                )
+            mean = self._train_epoch(at, settings, images, loss_of)
             model.eval()
             if self.device.type != "cpu":
                 self.report(f"{stage} {mean:.3f}")
             if validate is not None and settings.patience:
-                accuracy = validate()
-                if best is None or accuracy > best:
-                    best, waited = accuracy, 0
-                    best_state = {key: value.clone() for key, value in model.state_dict().items()}
-                else:
-                    waited += 1
-            self.spent_s = before_s + time.perf_counter() - started_s
-            if self.folder.due() and epoch + 1 < settings.epochs:
-                self._save(stage, epoch + 1, model, optimiser, best, best_state, waited)
-        if best_state is not None:
-            model.load_state_dict(best_state)
+                at.judge(validate())
+            at.epoch, at.steps = epoch + 1, 0
+            if self.folder.due() and at.epoch < settings.epochs:
+                self._save(at)
+        if at.best_state is not None:
+            model.load_state_dict(at.best_state)
         model.eval()
-        self.spent_s = before_s + time.perf_counter() - started_s
+        self._clock()
 
-    def _save(
+    def _train_epoch(
         self,
-        stage: str,
-        epoch: int,
-        model: nn.Module,
-        optimiser: torch.optim.Optimizer,
-        best: float | None,
-        best_state: dict[str, Tensor] | None,
-        waited: int,
-    ) -> None:
-        tensors = {f"model.{key}": value for key, value in model.state_dict().items()}
-        tensors |= optimiser_state(optimiser)
-        tensors |= {f"best.{key}": value for key, value in (best_state or {}).items()}
-        name = f"state-{stage}-{epoch}.safetensors"
-        self.folder.save(
-            Reached(stage, epoch, name, self.spent_s, best, {"waited": waited, "epochs": self.epochs}), tensors
+        at: "_Place",
+        settings: FitSettings,
+        images: int,
+        loss_of: Callable[[Tensor, torch.Generator, float], Tensor],
+    ) -> float:
+        """One epoch, or what is left of it; the mean loss. Its order and its draws are the epoch's own."""
+        per_epoch = max(1, images // settings.batch)
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + at.epoch)
+        order = torch.randperm(images, generator=generator).to(self.device)
+        if at.drawn is not None:
+            generator.set_state(at.drawn)
+            at.drawn = None
+        trained = [parameter for group in at.optimiser.param_groups for parameter in group["params"]]
+        running: list[Tensor] = []
+        for rows in torch.split(order, settings.batch)[at.steps : per_epoch]:
+            progress = (at.epoch * per_epoch + at.steps) / (per_epoch * settings.epochs)
+            for group in at.optimiser.param_groups:
+                group["lr"] = group["base"] * _factor(progress)
+            at.optimiser.zero_grad(set_to_none=True)
+            with QuickDepthwise():
+                loss = loss_of(rows, generator, progress)
+            torch.autograd.backward(loss)
+            nn.utils.clip_grad_norm_(trained, _GRADIENT_NORM)
+            at.optimiser.step()
+            running.append(loss.detach())
+            if self.device.type == "cpu":
+                self.report(f"{at.stage} {loss.item():.3f}")
+            at.steps += 1
+            if at.steps < per_epoch and self.folder.due():
+                _mean_of(running, at, settings)  # a loss that is no number gets no checkpoint
+                self._save(at, generator)
+        return _mean_of(running, at, settings)
+
+    def _take_up(self, at: "_Place") -> None:
+        """Go on where the checkpoint stands."""
+        assert self._reached is not None
+        reached, tensors = self._reached
+        at.epoch, at.steps, at.best, self.spent_s = reached.epoch, reached.steps, reached.best, reached.seconds
+        at.model.load_state_dict({key[6:]: value for key, value in tensors.items() if key.startswith("model.")})
+        restore_optimiser(at.optimiser, tensors)
+        at.best_state = {key[5:]: value for key, value in tensors.items() if key.startswith("best.")} or None
+        at.waited = int(reached.notes.get("waited", 0))
+        at.drawn = tensors.get(_DRAWN)
+        self.epochs = int(reached.notes.get("epochs", self.epochs))
+        self._skipping, self._reached = False, None
+
+    def _clock(self) -> None:
+        self.spent_s = self._before_s + time.perf_counter() - self._started_s
+
+    def _save(self, at: "_Place", generator: torch.Generator | None = None) -> None:
+        """``generator``: the epoch's, in the middle of it."""
+        self._clock()
+        tensors = {f"model.{key}": value for key, value in at.model.state_dict().items()}
+        tensors |= optimiser_state(at.optimiser)
+        tensors |= {f"best.{key}": value for key, value in (at.best_state or {}).items()}
+        if generator is not None:
+            tensors[_DRAWN] = generator.get_state()
+        name = f"state-{at.stage}-{at.epoch}-{at.steps}.safetensors"
+        notes = {"waited": at.waited, "epochs": self.epochs}
+        self.folder.save(Reached(at.stage, at.epoch, name, self.spent_s, at.best, notes, at.steps), tensors)
+
+
+@dataclass(slots=True)
+class _Place:
+    """Where a stage stands: epochs that are done, ``steps`` of the next; the best epoch's weights, with patience."""
+
+    stage: str
+    model: nn.Module
+    optimiser: torch.optim.Optimizer
+    epoch: int = 0
+    steps: int = 0
+    best: float | None = None
+    best_state: dict[str, Tensor] | None = None
+    waited: int = 0
+    drawn: Tensor | None = None  # the generator's state, in the middle of an epoch
+
+    def judge(self, accuracy: float) -> None:
+        """Keep the weights if no epoch was better."""
+        if self.best is None or accuracy > self.best:
+            self.best, self.waited = accuracy, 0
+            self.best_state = {key: value.clone() for key, value in self.model.state_dict().items()}
+        else:
+            self.waited += 1
+
+
+def _mean_of(losses: Sequence[Tensor], at: _Place, settings: FitSettings) -> float:
+    """The mean loss. Raises TrainingError: it is not a number."""
+    mean = torch.stack(list(losses)).mean().item()
+    if not math.isfinite(mean):
+        raise TrainingError(
+            f"{at.stage}: the loss is {mean} in epoch {at.epoch + 1}; lower learning_rate ({settings.learning_rate})"
         )
+    return mean
 
 
 def _optimiser(model: nn.Module, groups: Sequence[Group], learning_rate: float) -> torch.optim.Optimizer:
