@@ -136,6 +136,8 @@ class ControllerLink:
                 message = from_controller(connection.recv(timeout=max(0.0, tell_s - now_s)))
             except TimeoutError:
                 continue
+            if isinstance(message, Refused):  # the device's bundle is advised no longer
+                raise SessionRefusedError(message.code, _printable(message.reason))
             if not isinstance(message, Advice):
                 raise WireError("the controller says something else than ADVICE")
             heard_s = time.perf_counter()

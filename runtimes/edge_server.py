@@ -62,6 +62,9 @@ class Annex(Protocol):
     async def run(self, look: Callable[[], EdgeState]) -> None:
         """While the edge is ready; ``look`` says how it is."""
 
+    async def renew(self, bundle: Bundle) -> None:
+        """After a reload: the edge serves ``bundle`` now, which may be the one that it served before."""
+
 
 def serve(
     bundle: Bundle,
@@ -200,7 +203,11 @@ def _make_server(
 
         def reload(self) -> None:
             if reopen is not None and service.ready:
-                self.chore(service.reload(reopen))
+                self.chore(self.reload_all(reopen))
+
+        async def reload_all(self, reopen: Callable[[], Bundle]) -> None:
+            if await service.reload(reopen) and annex is not None:
+                await annex.renew(service.bundle)
 
         def chore(self, work: Coroutine[Any, Any, Any]) -> None:
             task = asyncio.create_task(work)

@@ -14,7 +14,7 @@ from websockets.sync.server import ServerConnection
 from aecnn_deploy.bundle.reader import Bundle, open_bundle
 from aecnn_deploy.errors import SettingsError
 from aecnn_deploy.runtimes.controller_advice import AdviceBox
-from aecnn_deploy.runtimes.controller_messages import Advice, Hello, State, Welcome, encoded, from_device
+from aecnn_deploy.runtimes.controller_messages import Advice, Hello, Refused, State, Welcome, encoded, from_device
 from aecnn_deploy.runtimes.device_client import DeviceSettings, RunReport, SourceImage
 from tests.bundles import make_bundle, make_photos
 from tests.controllers import VARIANTS, two_variants
@@ -210,6 +210,19 @@ class TestDevice:
             report = follow(bundle, urls, controller, paced(photo, 15))
         assert_each_once(report, 15)
         assert {(image.status, image.unadvised) for image in report.images} == {("ok", "silent")}
+
+    def test_a_device_that_is_advised_no_longer_says_why_and_decides_itself(
+        self, bundle: Bundle, photo: bytes, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        ended = encoded(Refused(code="bundle-mismatch", reason="give the device the new one"))
+        control = Control(lambda slot: to(1, "small") if slot < 10 else ended)
+        with two_edges() as (_, urls), peer(control) as controller:
+            report = follow(bundle, urls, controller, paced(photo, 60))
+        assert_each_once(report, 60)
+        assert {image.status for image in report.images} == {"ok"}
+        assert not report.images[-1].advised
+        assert "give the device the new one" in caplog.text
+        assert "this device decides itself" in caplog.text
 
     def test_a_controller_that_is_not_there_costs_no_frame_and_is_found_later(
         self, bundle: Bundle, photo: bytes, caplog: pytest.LogCaptureFixture

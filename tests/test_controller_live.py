@@ -114,7 +114,7 @@ def devices(urls: list[str], controller: str, photos: list[Path]) -> Iterator[li
 def controlling(
     policy: str, urls: list[str], port: int = 0, bundle: str = BUNDLE, more: tuple[str, ...] = ()
 ) -> Iterator[dict[str, Any]]:
-    """A ``serve-controller`` process."""
+    """A ``serve-controller`` process; what it said when it was ready, and the process."""
     command = [*COMMAND, "serve-controller", policy, "--bundle", bundle, "--port", str(port), "--json", *more]
     for url in urls:
         command += ["--edge", url]
@@ -123,7 +123,7 @@ def controlling(
         assert process.stdout is not None
         line = process.stdout.readline()
         assert line, process.stderr.read() if process.stderr else ""
-        yield json.loads(line)
+        yield json.loads(line) | {"process": process}
     finally:
         process.send_signal(signal.SIGTERM)
         _, errors = process.communicate(timeout=20)

@@ -39,4 +39,4 @@ def controller_annex(name: str | None, bundle: "Bundle", slot_ms: float) -> "Con
     from aecnn_deploy.offloading.live.advising import ControllerSettings
     from aecnn_deploy.offloading.live.annex import ControllerAnnex
 
-    return ControllerAnnex(policy_of(name), bundle, ControllerSettings(slot_ms=slot_ms))
+    return ControllerAnnex(lambda: policy_of(name), bundle, ControllerSettings(slot_ms=slot_ms))

@@ -54,7 +54,7 @@ def serve_controller(
 ) -> None:
     """Advise devices of several edges: each slot, a policy says where the next image of each device goes.
 
-    Devices that hear nothing for a slot decide themselves. Ctrl-C ends it.
+    Devices that hear nothing for a slot decide themselves. SIGHUP reads policy and bundle again. Ctrl-C ends it.
     """
     from aecnn_deploy.offloading.live.advising import ControllerSettings
     from aecnn_deploy.offloading.live.server import ReadyController
@@ -74,8 +74,8 @@ def serve_controller(
 
     configure_logging(LogSettings(log_format, requests=False), sys.stderr)
     serve(
-        policy_of(policy),
-        open_named(bundle),
+        lambda: policy_of(policy),
+        lambda: open_named(bundle),
         named_edges(edge),
         ControllerSettings(slot_ms=slot_ms, max_devices=max_devices),
         GuardSettings(tls_cert, tls_key, client_ca, token_file, open_status=open_status),

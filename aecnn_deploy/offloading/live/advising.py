@@ -109,9 +109,26 @@ class Adviser:
         self._failing = False
         self._began_s = clock()
         self._thread = ThreadPoolExecutor(1, "controller-policy")  # its own: nobody else's work makes a slot late
+        self.closed = False
+
+    def take(self, policy: Policy) -> None:
+        """Decide by another policy from the next slot on."""
+        self.policy, self._last = policy, []
+
+    def follow(self, before: "Adviser") -> None:
+        """Go on with the counts of the adviser of another bundle, and with what is known of the edges."""
+        self.counts, self.slot, self._began_s = before.counts, before.slot, before._began_s
+        self.roster.seen = before.roster.seen
+
+    def close(self) -> None:
+        """Advise nobody any more: the devices that are connected are told to leave."""
+        self.closed = True
+        self._thread.shutdown(wait=False)
+        for wake in self.wake.values():
+            wake.set()
 
     async def run(self) -> None:
-        """Advise slot after slot until it is cancelled; then there is no thread left."""
+        """Advise slot after slot until it is cancelled or closed; then there is no thread left."""
         try:
             await self._run()
         finally:
@@ -122,6 +139,8 @@ class Adviser:
         next_s = self.clock()
         while True:
             await asyncio.sleep(max(0.0, next_s - self.clock()))
+            if self.closed:
+                return
             await self.advise()
             next_s += slot_s
             if self.clock() > next_s + slot_s:
@@ -210,9 +229,10 @@ class Adviser:
 
         Raises PolicyError: what the policy gives is no decision; and whatever the policy raises.
         """
+        policy = self.policy  # another one may be taken while this one decides
         if anew:
-            self.policy.reset(1)
-        actions = np.array(self.policy.decide(seen))
+            policy.reset(1)
+        actions = np.array(policy.decide(seen))
         if actions.shape != seen.active.shape or not np.issubdtype(actions.dtype, np.integer):
             expected = f"expected integers of {seen.active.shape}"
             raise PolicyError(f"it decided {actions.shape} of {actions.dtype}, {expected}")

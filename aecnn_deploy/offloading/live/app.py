@@ -10,7 +10,7 @@ import msgspec
 
 from aecnn_deploy import __version__
 from aecnn_deploy.errors import WireError
-from aecnn_deploy.offloading.live.advising import Adviser
+from aecnn_deploy.offloading.live.generations import Advisers
 from aecnn_deploy.offloading.live.roster import Member
 from aecnn_deploy.optional import require
 from aecnn_deploy.runtimes.controller_messages import (
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("aecnn_deploy.edge")
 
 CONTROLLER_PATH = "/v1/controller"
-NORMAL, PROTOCOL_ERROR, POLICY_VIOLATION = 1000, 1002, 1008  # close codes of RFC 6455
+NORMAL, GOING_AWAY, PROTOCOL_ERROR, POLICY_VIOLATION = 1000, 1001, 1002, 1008  # close codes of RFC 6455
 
 # Why a device is refused.
 BUNDLE_MISMATCH, UNKNOWN_EDGE, FULL, VERSION, BROKEN = (
@@ -45,25 +45,25 @@ BUNDLE_MISMATCH, UNKNOWN_EDGE, FULL, VERSION, BROKEN = (
 )
 
 
-def controller_routes(adviser: Adviser) -> "list[Any]":
+def controller_routes(advisers: Advisers) -> "list[Any]":
     """``/v1/advice`` and ``/v1/controller``: what an edge that is a controller, too, has beside its own."""
     from starlette.responses import Response
     from starlette.routing import Route, WebSocketRoute
 
     async def status(_: "Request") -> "Response":
         return Response(
-            msgspec.json.encode(adviser.status()),
+            msgspec.json.encode(advisers.status()),
             media_type="application/json",
             headers={"cache-control": "no-store", "x-content-type-options": "nosniff"},
         )
 
     async def advice(websocket: "WebSocket") -> None:
-        await _Conversation(adviser, websocket).run()
+        await _Conversation(advisers, websocket).run()
 
     return [Route(CONTROLLER_PATH, status), WebSocketRoute(ADVICE_PATH, advice)]
 
 
-def build_controller_app(adviser: Adviser, more: Iterable[Any] = ()) -> "Starlette":
+def build_controller_app(advisers: Advisers, more: Iterable[Any] = ()) -> "Starlette":
     """The ASGI application of a controller alone."""
     from starlette.applications import Starlette
     from starlette.responses import JSONResponse
@@ -73,16 +73,17 @@ def build_controller_app(adviser: Adviser, more: Iterable[Any] = ()) -> "Starlet
         return JSONResponse({"alive": True})
 
     async def readyz(_: "Request") -> "Response":
-        return JSONResponse({"state": "ready", "bundle_id": adviser.bundle_id})
+        return JSONResponse({"state": "ready", "bundle_id": advisers.present.bundle_id})
 
-    return Starlette(routes=[Route("/healthz", healthz), Route("/readyz", readyz), *controller_routes(adviser), *more])
+    return Starlette(routes=[Route("/healthz", healthz), Route("/readyz", readyz), *controller_routes(advisers), *more])
 
 
 class _Conversation:
     """One device's WebSocket, until either side leaves. What a device does wrong ends its own connection only."""
 
-    def __init__(self, adviser: Adviser, websocket: "WebSocket") -> None:
-        self._adviser, self._websocket = adviser, websocket
+    def __init__(self, advisers: Advisers, websocket: "WebSocket") -> None:
+        self._advisers, self._websocket = advisers, websocket
+        self._adviser = advisers.present  # until the device has said which bundle it has
         client = websocket.client
         self._address = f"{client.host}:{client.port}" if client else "a device"
         sockets = require("starlette.websockets", why="a controller", extra="edge")
@@ -107,6 +108,7 @@ class _Conversation:
             raise WireError(f"no HELLO came within {adviser.settings.hello_timeout_s:g} s") from None
         if not isinstance(hello, Hello):
             raise WireError("the first message is no HELLO")
+        adviser = self._adviser = self._advisers.of(hello.bundle_id)
         if (refusal := self._refusal(hello)) is not None:
             code, reason = refusal
             adviser.counts.refused[code] = adviser.counts.refused.get(code, 0) + 1
@@ -149,6 +151,10 @@ class _Conversation:
         while True:
             await wake.wait()
             wake.clear()
+            if adviser.closed:
+                reason = f"nobody is advised by bundle {adviser.bundle_id[:12]}… any more; give the device the new one"
+                await self._refuse(BUNDLE_MISMATCH, reason, GOING_AWAY)
+                return
             if member.mailbox:
                 await self._websocket.send_text(encoded(member.mailbox.pop()))
 
@@ -177,7 +183,7 @@ class _Conversation:
                 f"the device names {', '.join(_printable(name) for name in unknown[:4])}, and the controller has "
                 f"{', '.join(adviser.roster.edges)}; give both the same --edge NAME=URL"
             )
-        if len(adviser.roster.members) >= adviser.roster.most:
+        if sum(len(one.roster.members) for one in self._advisers.all) >= adviser.roster.most:
             return FULL, f"the controller has {adviser.roster.most} devices, its limit; raise --max-devices there"
         return None
 

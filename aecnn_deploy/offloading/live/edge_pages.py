@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from aecnn_deploy.errors import AecnnError
-from aecnn_deploy.offloading.live.advising import Adviser
+from aecnn_deploy.offloading.live.generations import Advisers
 from aecnn_deploy.offloading.live.roster import EdgeSeen
 from aecnn_deploy.runtimes.credentials import Credentials
 from aecnn_deploy.runtimes.device_link import websocket_url
@@ -64,18 +64,18 @@ class EdgePages:
                 credentials.check(url)
         credentials.headers()
 
-    async def watch(self, adviser: Adviser) -> None:
+    async def watch(self, advisers: Advisers) -> None:
         """Until it is cancelled."""
         pool = ThreadPoolExecutor(len(self._urls), "controller-status")  # one that is away holds up no other
         try:
-            await asyncio.gather(*(self._watch(adviser, pool, index, url) for index, url in enumerate(self._urls)))
+            await asyncio.gather(*(self._watch(advisers, pool, index, url) for index, url in enumerate(self._urls)))
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
-    async def _watch(self, adviser: Adviser, pool: ThreadPoolExecutor, index: int, url: str) -> None:
+    async def _watch(self, advisers: Advisers, pool: ThreadPoolExecutor, index: int, url: str) -> None:
         loop = asyncio.get_running_loop()
         while True:
-            asked_s = adviser.clock()
+            asked_s = advisers.present.clock()
             queued = await loop.run_in_executor(pool, status_of, url, self._credentials)
-            adviser.roster.seen[index] = EdgeSeen(queued is not None, queued or 0, asked_s)
+            advisers.seen[index] = EdgeSeen(queued is not None, queued or 0, asked_s)
             await asyncio.sleep(_EVERY_S)

@@ -3,15 +3,15 @@
 from collections.abc import Iterator
 from typing import Any
 
-from aecnn_deploy.offloading.live.advising import Adviser
+from aecnn_deploy.offloading.live.generations import Advisers
 from aecnn_deploy.optional import require
 
 
 class AdviserMetrics:
-    """A collector over an adviser's counts: asked at each scrape, nothing to keep."""
+    """A collector over the advisers' counts: asked at each scrape, nothing to keep."""
 
-    def __init__(self, adviser: Adviser) -> None:
-        self._adviser = adviser
+    def __init__(self, advisers: Advisers) -> None:
+        self._advisers = advisers
         self._core = require("prometheus_client.core", why="a controller", extra="edge")
 
     def describe(self) -> Iterator[Any]:
@@ -20,7 +20,8 @@ class AdviserMetrics:
 
     def collect(self) -> Iterator[Any]:
         """The families, as they are now."""
-        adviser, counts = self._adviser, self._adviser.counts
+        adviser = self._advisers.present
+        counts = adviser.counts  # of both
         for name, text, value in (
             ("slots", "Slots that began", counts.slots),
             ("decisions", "Slots that the policy decided", counts.decisions),
@@ -35,8 +36,12 @@ class AdviserMetrics:
         yield advice
         now_s = adviser.clock()
         for name, text, value in (
-            ("devices", "Devices that are connected", len(adviser.roster.members)),
-            ("stale_devices", "Devices that are connected and say nothing", adviser.roster.stale(now_s)),
+            ("devices", "Devices that are connected", sum(len(one.roster.members) for one in self._advisers.all)),
+            (
+                "stale_devices",
+                "Devices that are connected and say nothing",
+                sum(one.roster.stale(now_s) for one in self._advisers.all),
+            ),
         ):
             yield self._core.GaugeMetricFamily(f"aecnn_controller_{name}", text, value=value)
         times = adviser.status()
@@ -50,7 +55,7 @@ class AdviserMetrics:
         yield decide
 
 
-def metrics_route(adviser: Adviser) -> Any:
+def metrics_route(advisers: Advisers) -> Any:
     """``GET /metrics`` of a controller alone."""
     from starlette.requests import Request
     from starlette.responses import Response
@@ -58,7 +63,7 @@ def metrics_route(adviser: Adviser) -> Any:
 
     prometheus = require("prometheus_client", why="a controller", extra="edge")
     registry = prometheus.CollectorRegistry()
-    registry.register(AdviserMetrics(adviser))
+    registry.register(AdviserMetrics(advisers))
 
     async def metrics(_: Request) -> Response:
         return Response(prometheus.generate_latest(registry), headers={"content-type": prometheus.CONTENT_TYPE_LATEST})

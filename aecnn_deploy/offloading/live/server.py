@@ -12,6 +12,7 @@ from aecnn_deploy.bundle.reader import Bundle
 from aecnn_deploy.offloading.live.advising import Adviser, ControllerSettings
 from aecnn_deploy.offloading.live.app import build_controller_app
 from aecnn_deploy.offloading.live.edge_pages import EdgePages
+from aecnn_deploy.offloading.live.generations import Advisers
 from aecnn_deploy.offloading.live.metrics import metrics_route
 from aecnn_deploy.offloading.policy import Policy
 from aecnn_deploy.optional import require
@@ -37,8 +38,8 @@ class ReadyController:
 
 
 def serve_controller(
-    policy: Policy,
-    bundle: Bundle,
+    open_policy: Callable[[], Policy],
+    open_bundle: Callable[[], Bundle],
     edges: Sequence[NamedEdge],
     settings: ControllerSettings,
     guard: GuardSettings,
@@ -48,14 +49,15 @@ def serve_controller(
     port: int,
     on_ready: Callable[[ReadyController], None],
 ) -> None:
-    """Advise until SIGINT or SIGTERM. ``credentials``: for the status of the edges.
+    """Advise until SIGINT or SIGTERM; at SIGHUP both are opened again. ``credentials``: for the status of the edges.
 
-    Raises SettingsError: the bundle states no accuracy, or an address is none; CredentialsError; ServeError: the
-    address cannot be taken; MissingExtraError: the edge's extra is not installed.
+    Raises what they raise; SettingsError: the bundle states no accuracy, or an address is none; CredentialsError;
+    ServeError: the address cannot be taken; MissingExtraError: the edge's extra is not installed.
     """
     for module in ("uvicorn", "starlette", "websockets", "prometheus_client"):
         require(module, why="a controller", extra="edge")
-    adviser = Adviser(policy, bundle, tuple(edge.name for edge in edges), settings)
+    names = tuple(edge.name for edge in edges)
+    advisers = Advisers(lambda bundle: Adviser(open_policy(), bundle, names, settings), open_bundle())
     pages, gate = EdgePages(edges, credentials), Gate(guard)
     with closing(listening_socket(host, port)) as listener:
         gate.warn_of_open_tokens(host)
@@ -63,23 +65,32 @@ def serve_controller(
         scheme = "https" if guard.tls_cert else "http"
         place = f"[{name}]" if ":" in name else name
         ready = ReadyController(
-            bundle_id=bundle.id,
+            bundle_id=advisers.present.bundle_id,
             url=f"{scheme}://{place}:{bound}",
             port=bound,
-            policy=policy.name,
+            policy=advisers.present.policy.name,
             edges=[edge.name for edge in edges],
             slot_ms=settings.slot_ms,
         )
-        _make_server(adviser, pages, gate, lambda: on_ready(ready)).run(sockets=[listener])
+        _make_server(advisers, open_bundle, pages, gate, lambda: on_ready(ready)).run(sockets=[listener])
 
 
-def _make_server(adviser: Adviser, pages: EdgePages, gate: Gate, on_ready: Callable[[], None]) -> Any:
+def _make_server(
+    advisers: Advisers,
+    open_bundle: Callable[[], Bundle],
+    pages: EdgePages,
+    gate: Gate,
+    on_ready: Callable[[], None],
+) -> Any:
     import uvicorn
 
     class Server(uvicorn.Server):
         """As an edge's: a signal is a request to end, and the exit status says how it went."""
 
-        chores: tuple[asyncio.Task[None], ...] = ()
+        def __init__(self, config: uvicorn.Config) -> None:
+            super().__init__(config)
+            self.chores: tuple[asyncio.Task[None], ...] = ()
+            self.renewals: set[asyncio.Task[bool]] = set()
 
         def handle_exit(self, sig: int, frame: FrameType | None) -> None:
             self.force_exit = self.should_exit
@@ -87,11 +98,16 @@ def _make_server(adviser: Adviser, pages: EdgePages, gate: Gate, on_ready: Calla
 
         async def startup(self, sockets: Any = None) -> None:
             await super().startup(sockets=sockets)
-            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, lambda: None)
-            self.chores = (asyncio.create_task(adviser.run()), asyncio.create_task(pages.watch(adviser)))
+            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self.renew)
+            self.chores = (asyncio.create_task(advisers.run()), asyncio.create_task(pages.watch(advisers)))
             for chore in self.chores:
                 chore.add_done_callback(self._ended)
             on_ready()
+
+        def renew(self) -> None:
+            renewal = asyncio.create_task(advisers.renew(open_bundle))
+            self.renewals.add(renewal)  # kept, or it might be collected before it ends
+            renewal.add_done_callback(self.renewals.discard)
 
         def _ended(self, chore: "asyncio.Task[None]") -> None:
             self.should_exit = True  # a defect of ours: better no controller than one that never advises
@@ -105,5 +121,5 @@ def _make_server(adviser: Adviser, pages: EdgePages, gate: Gate, on_ready: Calla
                 if isinstance(end, Exception):
                     raise end
 
-    app = build_controller_app(adviser, [metrics_route(adviser)])
+    app = build_controller_app(advisers, [metrics_route(advisers)])
     return Server(uvicorn_config(app, gate, ws_max_size=MAX_STATE_BYTES, close_s=_CLOSE_S))
