@@ -23,11 +23,14 @@ from grafana_foundation_sdk.cog.plugins import register_default_plugins
 from grafana_foundation_sdk.models.dashboard import Dashboard
 from prometheus_client.parser import text_string_to_metric_families
 from promql_parser import MatchOp
+from websockets.sync.client import ClientConnection, connect
 
 from aecnn_deploy.bundle.reader import Bundle, open_bundle
 from aecnn_deploy.codec import EncodedPlanes
+from aecnn_deploy.runtimes.controller_messages import Advice, Welcome, encoded, from_controller
 from aecnn_deploy.wire import FailureReceived, ResultReceived
 from tests.bundles import Edge, make_bundle, make_photos, serving
+from tests.controllers import hello, state
 from tests.deploy_files import DEPLOY
 from tests.deploy_queries import ALERTS, dashboard, expressions, measured, names_in
 from tests.edge_client import Client, get, metric, planes_of, post
@@ -49,12 +52,15 @@ class Busy:
     bundle: Bundle
     photo: bytes
     stream: Client  # stays open
+    advised: ClientConnection  # so does this: a device's, to the edge as its controller
     rounds: int = 0
 
     def round(self) -> None:
         """One more of everything. A model makes room for the other's, which stays for a second at least."""
         spec = self.bundle.manifest.variants[self.rounds % 2]
         self.rounds += 1
+        self.advised.send(encoded(state(edges=state().edges[:1])))
+        assert isinstance(from_controller(self.advised.recv(timeout=60)), Advice)
         self.stream.ask(spec, (self.rounds - 1) % 2, planes_of(spec))
         assert isinstance(self.stream.event(timeout_s=60), ResultReceived)
         self.stream.send(EncodedPlanes("raw", 0, b"?", spec.plane_bytes), (self.rounds - 1) % 2)
@@ -83,9 +89,17 @@ def busy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Busy]:
     make_bundle(folder / "bundle")
     bundle = open_bundle(folder / "bundle")
     (photo,) = make_photos(folder / "photos", count=1)
-    with serving(bundle.path, "--memory-limit-mb", "0.04") as edge, Client(edge, bundle) as stream:
+    options = ("--memory-limit-mb", "0.04", "--controller", "greedy")
+    with (
+        serving(bundle.path, *options) as edge,
+        Client(edge, bundle) as stream,
+        connect(f"{edge.url}/v1/advice", compression=None) as advised,
+    ):
         stream.event()
-        found = Busy(edge, bundle, photo.read_bytes(), stream)
+        variants = [spec.id for spec in bundle.manifest.variants]
+        advised.send(encoded(hello(bundle, edges=["a"], variants=variants)))
+        assert isinstance(from_controller(advised.recv(timeout=60)), Welcome)
+        found = Busy(edge, bundle, photo.read_bytes(), stream, advised)
         for _ in range(2):
             found.round()
         bundle.path.rename(folder / "gone")
