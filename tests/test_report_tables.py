@@ -194,18 +194,37 @@ class TestTableOne:
         tables = table_one(group_of(self.rows(0.913, 0.9140)), paper_table())
         below, at_bytes = failures(tables)
         assert below.startswith("l = 1, V = 4, 8 bits: AECNN is 0.10 points below CA_Pruned at the same ratio")
-        assert below.endswith("within the spread of the seeds")
+        # sqrt((0.913 · 0.087 + 0.914 · 0.086) / 1695)
+        assert below.endswith("; within the standard error on 1,695 test images, 0.97; ± 0.00 over 2 seeds")
         assert "0.20 points below BottleNet++ at the same bytes" in at_bytes
 
     def test_a_clear_loss_is_not_excused_by_the_spread(self) -> None:
         tables = table_one(group_of(self.rows(0.93, 0.95)), paper_table())
-        assert failures(tables)[0].endswith("more than the spread of the seeds")
+        assert "; beyond the standard error on 1,695 test images, 0.82; ± 0.00 over 2 seeds" in failures(tables)[0]
+
+    def test_only_the_seeds_that_both_have_are_compared(self) -> None:
+        """An unfinished run: CA_Pruned's third seed is poor, AECNN's is still to come."""
+        accuracies = {"aecnn": (0.93, 0.92), "ca-pruned": (0.932, 0.924, 0.85)}
+        rows = [
+            result_row(arm=arm, seed=seed, accuracy=value)
+            for arm, values in accuracies.items()
+            for seed, value in enumerate(values)
+        ]
+        (found,) = failures(table_one(group_of(rows), paper_table()))
+        assert "AECNN is 0.30 points below CA_Pruned" in found
+        assert found.endswith("± 0.14 over 2 seeds")
+
+    def test_without_a_common_seed_the_means_are_compared(self) -> None:
+        rows = [result_row(arm="aecnn", seed=0, accuracy=0.90), result_row(arm="ca-pruned", seed=1, accuracy=0.91)]
+        (found,) = failures(table_one(group_of(rows), paper_table()))
+        assert "1.00 points below CA_Pruned" in found
+        assert "seeds" not in found
 
     def test_equal_channels_are_compared_as_well(self) -> None:
         rows = [*self.rows(0.93, 0.92), result_row(arm="bottlenetpp", accuracy=0.94, wire_bytes=30000.0)]
         found = failures(table_one(group_of(rows), paper_table()))
-        assert "1.00 points below BottleNet++ at the same number of channels; " not in found[0]
-        assert "1.00 points below BottleNet++ at the same number of channels" in found[0]
+        assert "0.90 points below BottleNet++ at the same number of channels; " in found[0]  # seed 0's 93.1 and 94
+        assert "seeds" not in found[0]
 
     def test_other_bits_stand_in_tables_of_their_own_after_8(self) -> None:
         rows = [result_row(bits=bits, split=split) for bits in (4, 8, 6) for split in (2, 1)]

@@ -70,6 +70,7 @@ class Point:
     epochs: float
     train_s: float
     seeds: tuple[int, ...]
+    accuracies: tuple[float, ...]  # by seed, in their order
     test_images: int
     devices: tuple[str, ...]
 
@@ -210,6 +211,7 @@ def _point(rows: tuple[ResultRow, ...]) -> Point:
         epochs=max(row.epochs for row in rows),
         train_s=sum(row.train_s for row in rows) / len(rows),
         seeds=tuple(row.seed for row in rows),
+        accuracies=tuple(row.accuracy for row in rows),
         test_images=first.test_images,
         devices=tuple(sorted({row.device for row in rows})),
     )

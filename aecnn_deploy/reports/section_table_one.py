@@ -31,6 +31,7 @@ def table_one_section(given: Given) -> Html:
         "Top-1 in %, mean ± standard deviation over seeds (number of seeds); accuracy is measured on the planes that "
         "the wire carries, bytes include framing. The grey lines are the paper's own numbers "
         f"({given.paper.source}; {given.paper.identifier}; {given.paper.measured_on}). "
+        "Whether AECNN is at least as good is judged seed by seed, by the seeds that both have. "
         "At AECNN's bytes, BottleNet++ is read off its own curve; a dash: it was not measured at so few. "
         "The paper's entropy is that of a histogram of float32 values, its bytes are estimated from it. "
         f"In its table, {given.paper.correction}."

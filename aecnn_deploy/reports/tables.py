@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from math import hypot
+from math import sqrt
 
 from aecnn_deploy.errors import RunFormatError
 from aecnn_deploy.models.results import Ranking
 from aecnn_deploy.planning.paper import PaperRow, PaperTable
-from aecnn_deploy.reports.numbers import interpolate, spearman
+from aecnn_deploy.reports.numbers import interpolate, spearman, spread
 from aecnn_deploy.reports.points import NAMES, RANKED, Group, Point
 
 TABLE_ONE_ARMS = ("bottlenetpp", "ca-pruned", "aecnn")
@@ -16,15 +16,25 @@ TABLE_ONE_ARMS = ("bottlenetpp", "ca-pruned", "aecnn")
 
 @dataclass(frozen=True, slots=True)
 class Margin:
-    """AECNN's accuracy less a rival's, as a share; ``within_spread``: no more than both deviations over the seeds.
+    """AECNN's accuracy less a rival's, as a share: the mean over the ``seeds`` that both have, seed by seed.
 
-    ``within_spread`` is None where it cannot be told: fewer than two seeds, or a rival read off its curve.
+    Without a seed in common, and for a rival that is read off its curve, the means are compared (``seeds`` is 0).
+    ``spread``: the standard deviation of the differences; None for fewer than two seeds.
     """
 
     rival: str
     at: str  # what is equal: "ratio", "channels", "bytes"
     difference: float
-    within_spread: bool | None
+    seeds: int
+    spread: float | None
+    accuracies: tuple[float, float]
+    test_images: int
+
+    @property
+    def image_error(self) -> float:
+        """Standard error of the difference if each had test images of its own: binomial. They share them: a bound."""
+        shares = sum(share * (1 - share) for share in self.accuracies)
+        return sqrt(shares / self.test_images) if self.test_images else 0.0
 
     @property
     def holds(self) -> bool:
@@ -138,7 +148,9 @@ def _table_one_row(points: Sequence[Point], ratio: int, paper: PaperRow | None) 
         same = _same_channels(curve, aecnn)
         margins += [_margin(aecnn, same, "channels")] if same else []
         if equal_bytes is not None:
-            margins.append(Margin("bottlenetpp", "bytes", aecnn.accuracy.mean - equal_bytes, None))
+            difference = aecnn.accuracy.mean - equal_bytes
+            both = (aecnn.accuracy.mean, equal_bytes)
+            margins.append(Margin("bottlenetpp", "bytes", difference, 0, None, both, aecnn.test_images))
     return TableOneRow(ratio, bottlenetpp, ca_pruned, aecnn, equal_bytes, tuple(margins), paper)
 
 
@@ -163,11 +175,12 @@ def _same_channels(curve: Sequence[Point], point: Point) -> Point | None:
 
 
 def _margin(aecnn: Point, rival: Point, at: str) -> Margin:
-    difference = aecnn.accuracy.mean - rival.accuracy.mean
-    within = None
-    if aecnn.accuracy.sd is not None and rival.accuracy.sd is not None:
-        within = abs(difference) <= hypot(aecnn.accuracy.sd, rival.accuracy.sd)
-    return Margin(rival.arm, at, difference, within)
+    own, other = (dict(zip(point.seeds, point.accuracies, strict=True)) for point in (aecnn, rival))
+    differences = [accuracy - other[seed] for seed, accuracy in own.items() if seed in other]
+    found = spread(differences or [aecnn.accuracy.mean - rival.accuracy.mean])
+    both = (aecnn.accuracy.mean, rival.accuracy.mean)
+    images = min(aecnn.test_images, rival.test_images)
+    return Margin(rival.arm, at, found.mean, len(differences), found.sd, both, images)
 
 
 def failures(tables: Sequence[TableOne]) -> list[str]:
@@ -177,15 +190,21 @@ def failures(tables: Sequence[TableOne]) -> list[str]:
         "channels": "at the same number of channels",
         "bytes": "at the same bytes on the wire",
     }
-    spreads = {True: "; within the spread of the seeds", False: "; more than the spread of the seeds", None: ""}
     return [
         f"l = {table.split}, V = {row.ratio}, {table.bits} bits: AECNN is {-100 * margin.difference:.2f} points below "
-        f"{NAMES[margin.rival]} {equal[margin.at]}{spreads[margin.within_spread]}"
+        f"{NAMES[margin.rival]} {equal[margin.at]}; {_doubt(margin)}"
         for table in tables
         for row in table.rows
         for margin in row.margins
         if not margin.holds
     ]
+
+
+def _doubt(margin: Margin) -> str:
+    """How far a margin may be chance, in words."""
+    within = "within" if abs(margin.difference) <= margin.image_error else "beyond"
+    said = f"{within} the standard error on {margin.test_images:,} test images, {100 * margin.image_error:.2f}"
+    return said if margin.spread is None else f"{said}; ± {100 * margin.spread:.2f} over {margin.seeds} seeds"
 
 
 def other_rankings(group: Group) -> tuple[RankingRow, ...]:
