@@ -249,6 +249,17 @@ class TestEveryArm:
             again = read_ranking(copied, f"rank-{method}-l6-s0")
             assert again.importance == read_ranking(trained.out, again.task).importance
 
+    def test_a_task_ends_the_same_whatever_its_process_has_done_before(self, trained: Trained, copied: Path) -> None:
+        tasks = ("aecnn-l6-v32-u8-s0", "bottlenetpp-l6-v32-u8-s0", "fast-l6-v32-u8-s0", "strided-s-s0")
+        for task in ("rank-se-l6-s0", *tasks):
+            shutil.rmtree(copied / "tasks" / task)
+            torch.manual_seed(5)  # drawn from before, by whatever ran there
+            execute(str(copied.resolve()), task)
+        assert read_ranking(copied, "rank-se-l6-s0") == read_ranking(trained.out, "rank-se-l6-s0")
+        for task in tasks:
+            before, after = (load_file(run / "tasks" / task / "model.safetensors") for run in (trained.out, copied))
+            assert all(torch.equal(before[key], after[key]) for key in before), task
+
 
 class TestALaterCall:
     GROWN = EVERY_ARM + EVERY_ARM[EVERY_ARM.index("[[strided]]") : EVERY_ARM.index("[[codecs]]")].replace('"s"', '"t"')
