@@ -1,6 +1,7 @@
 """What every source of images is: read once, closable from another thread, and told from others by ``live``."""
 
 import os
+import re
 import threading
 import time
 from abc import ABC, abstractmethod
@@ -114,4 +115,9 @@ class Thinner:
 
 def shown(path: Path | str) -> str:
     """``path`` as text that can be printed: a file name may hold bytes that are no UTF-8."""
-    return os.fsencode(path).decode(errors="replace")
+    return printable(os.fsencode(path).decode(errors="replace"))
+
+
+def printable(text: str) -> str:
+    """``text`` on one line, without what a terminal obeys: a file name may hold line breaks and escape sequences."""
+    return re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]", lambda found: repr(found[0])[1:-1], text)

@@ -102,6 +102,29 @@ def test_a_folder_that_cannot_be_read_is_an_error_of_the_source(tmp_path: Path) 
 
 
 @pytest.mark.skipif(sys.platform == "darwin", reason="Apple's file system takes no name that is no UTF-8")
+def test_a_name_cannot_break_a_line_or_command_a_terminal(root: Path) -> None:
+    (root / "cat" / "a\nb\x1b[31m.jpg").write_bytes(b"no picture")
+    (reason,) = (text for text in load(root).skipped if "31m" in text)
+    assert reason.startswith(r"cat/a\nb\x1b[31m.jpg does not decode")
+
+
+def test_a_folder_inside_a_category_that_cannot_be_listed_is_not_left_out_silently(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inner = root / "cat" / "inner"
+    write_images(inner, 1)
+    scan = os.scandir
+
+    def refuse(path: str) -> object:  # who runs as root may read everything
+        if Path(path) == inner:
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(SourceError, match="inner cannot be read: Permission denied"):
+        load(root)
+
+
 def test_a_name_that_is_no_text_can_be_recorded_and_read_back(root: Path, tmp_path: Path) -> None:
     os.rename(os.fsencode(root / "cat/image_0001.jpg"), os.fsencode(root) + b"/cat/caf\xe9.jpg")  # noqa: PTH104
     photographs = load(root)

@@ -70,7 +70,7 @@ def test_a_path_to_torchvision_s_folder_leads_to_its_categories(tmp_path: Path) 
     assert resolve_data(str(tmp_path), None) == tmp_path / "101_ObjectCategories"
 
 
-@pytest.mark.parametrize("data", ["absent", "cifar10"])
+@pytest.mark.parametrize("data", ["absent", "cifar10", "x" * 300])
 def test_an_unknown_data_set_is_refused_with_what_can_be_given(tmp_path: Path, data: str) -> None:
     with pytest.raises(SourceError, match=f"no folder .*{data}; .*caltech101"):
         resolve_data(str(tmp_path / data), None)

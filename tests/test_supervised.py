@@ -249,6 +249,17 @@ class TestEveryArm:
             again = read_ranking(copied, f"rank-{method}-l6-s0")
             assert again.importance == read_ranking(trained.out, again.task).importance
 
+    def test_a_task_ends_the_same_whatever_its_process_has_done_before(self, trained: Trained, copied: Path) -> None:
+        tasks = ("aecnn-l6-v32-u8-s0", "bottlenetpp-l6-v32-u8-s0", "fast-l6-v32-u8-s0", "strided-s-s0")
+        for task in ("rank-se-l6-s0", *tasks):
+            shutil.rmtree(copied / "tasks" / task)
+            torch.manual_seed(5)  # drawn from before, by whatever ran there
+            execute(str(copied.resolve()), task)
+        assert read_ranking(copied, "rank-se-l6-s0") == read_ranking(trained.out, "rank-se-l6-s0")
+        for task in tasks:
+            before, after = (load_file(run / "tasks" / task / "model.safetensors") for run in (trained.out, copied))
+            assert all(torch.equal(before[key], after[key]) for key in before), task
+
 
 class TestALaterCall:
     GROWN = EVERY_ARM + EVERY_ARM[EVERY_ARM.index("[[strided]]") : EVERY_ARM.index("[[codecs]]")].replace('"s"', '"t"')
@@ -274,7 +285,11 @@ class TestALaterCall:
             ('augment = "flip"', 'augment = "crop"', 'begun with augment = "flip", the settings say "crop"'),
             ("test = 0.3", "test = 0.25", "begun with data = "),
             ("match = { epochs = 1", "match = { epochs = 2", "begun with match = "),
-            ("planes = 4", "planes = 5", "has another strided head 's'; give the changed one another name"),
+            (
+                "planes = 4",
+                "planes = 5\nseeds = [0, 1]",
+                "has another strided head 's'; give the changed one another name",
+            ),
         ],
     )
     def test_other_settings_do_not_continue_it(
@@ -285,6 +300,12 @@ class TestALaterCall:
         with pytest.raises(TrainingError, match=why):
             trained.go_on(copied, settings_of(tmp_path, EVERY_ARM.replace(old, new)))
         assert tree(copied) == before
+
+    def test_a_strided_head_gets_more_seeds(self, trained: Trained, copied: Path, tmp_path: Path) -> None:
+        before = done_at(copied)
+        grown = settings_of(tmp_path, EVERY_ARM.replace("planes = 4", "planes = 4\nseeds = [0, 1]"))
+        assert trained.go_on(copied, grown).failed == {}
+        assert done_at(copied).keys() - before.keys() == {"unsplit-s1", "strided-s-s1"}
 
     def test_bad_data_leave_the_run_that_force_would_replace(
         self, trained: Trained, copied: Path, tmp_path: Path
@@ -314,6 +335,61 @@ class TestALaterCall:
         with pytest.raises(TrainingError, match=r"strided-s-s0/model\.safetensors cannot be read"):
             trained.go_on(copied, trained.settings)
         assert not (copied / "run.json").exists(), "an export would take it for whole"
+
+    def test_a_row_that_is_missing_is_named_and_its_task_can_be_done_again(
+        self, trained: Trained, copied: Path
+    ) -> None:
+        (copied / "results/late-split-l9-u4-s0.json").unlink()
+        with pytest.raises(TrainingError, match=r"late-split-l9-u4-s0\.json is missing; remove .*tasks/late-split-l9"):
+            trained.go_on(copied, trained.settings)
+        shutil.rmtree(copied / "tasks/late-split-l9-u4-s0")
+        assert {row.task for row in trained.go_on(copied, trained.settings).rows} == ROWS.keys()
+
+    def test_without_the_record_of_its_photographs_a_run_does_not_draw_others(
+        self, trained: Trained, copied: Path
+    ) -> None:
+        (copied / "data.json").unlink()
+        before = tree(copied)
+        with pytest.raises(TrainingError, match=r"data\.json is missing.*put it back"):
+            trained.go_on(copied, trained.settings)
+        assert tree(copied) == before
+
+    def test_what_a_killed_process_was_writing_is_removed(self, trained: Trained, copied: Path) -> None:
+        begun = [
+            copied / "tasks/strided-s-s0/.state-match-0-3.safetensors.j3p_cp2a",
+            copied / "results/.strided-s-s0.json.301eba7r",
+            copied / ".frames.npy.abcdefgh",
+        ]
+        for path in (*begun, copied / ".notes.json"):
+            path.write_text("x")
+        trained.go_on(copied, trained.settings)
+        assert not [path for path in begun if path.exists()]
+        assert (copied / ".notes.json").exists(), "somebody's own"
+
+
+class TestThePlaceOfARun:
+    def test_it_is_not_among_its_own_categories(self, trained: Trained, tmp_path: Path) -> None:
+        data = write_pictures(tmp_path / "data", count=4)
+        for out in (data / "run", data / "red" / "run", data):
+            with pytest.raises(TrainingError, match="choose an --out outside of the data"):
+                train_supervised(trained.settings, data, out, resume=False, replace=True, progress=SILENT)
+        assert sorted(path.name for path in data.iterdir()) == ["blue", "red"]
+
+    def test_settings_of_something_else_do_not_make_a_folder_a_run(self, trained: Trained, tmp_path: Path) -> None:
+        (tmp_path / "settings.json").write_text('{"editor": 1}')
+        (tmp_path / "thesis.tex").write_text("mine")
+        with pytest.raises(TrainingError, match=r"holds thesis\.tex besides a run: not replaced"):
+            train_supervised(trained.settings, trained.data, tmp_path, resume=False, replace=True, progress=SILENT)
+        assert (tmp_path / "thesis.tex").read_text() == "mine"
+
+    def test_a_link_to_a_run_stays_when_the_run_is_replaced(self, trained: Trained, tmp_path: Path) -> None:
+        (tmp_path / "real" / "tasks").mkdir(parents=True)
+        (tmp_path / "real" / "settings.json").write_text("{}")
+        (tmp_path / "link").symlink_to("real")
+        late = msgspec.structs.replace(trained.settings, sweep=(), strided=(), codecs=())
+        train_supervised(late, trained.data, tmp_path / "link", resume=False, replace=True, progress=SILENT)
+        assert (tmp_path / "link").is_symlink()
+        assert load_run(tmp_path / "real").labels == ("blue", "red")
 
 
 # Frozen stages, kept views, early stopping, one unsplit network for two seeds, more than one depth of planes.

@@ -266,6 +266,9 @@ class TestRefusals:
             (("late_splits = [9]", "late_splits = [10]"), "resnet18 has no split point 10"),
             (("[[strided]]", "[[sweep]]\nsplits = [1]\nratios = [65]\n[[strided]]"), "ratio 65 leaves no channel"),
             (("resnet18", "resnet81"), "unknown backbone 'resnet81'"),
+            (("[8, 4, 4]", "[8]"), "the strided head 's' cannot be built: layer [8] of a strided head"),
+            (("[8, 4, 4]", "[8, 3, 3]"), "the strided head 's' cannot be built: planes of"),
+            (('weights = "random"', 'weights = "nowhere.pth"'), "no weights file nowhere.pth"),
         ],
     )
     def test_what_the_backbone_lacks(self, refused: Any, tmp_path: Path, change: tuple[str, str], why: str) -> None:
@@ -273,12 +276,18 @@ class TestRefusals:
         assert status == 1
         assert why in errors
 
+    def test_more_frozen_stages_than_there_are(self, refused: Any, tmp_path: Path) -> None:
+        status, errors = refused(write_config(tmp_path, ("hidden = 8\nlate", "freeze = 10\nlate")))
+        assert status == 2
+        assert "freeze 10 is more than the 9 stages of resnet18" in errors
+
     def test_an_empty_category(self, refused: Any, tmp_path: Path) -> None:
         data = write_pictures(tmp_path / "data", count=4)
         (data / "void").mkdir()
         status, errors = refused(write_config(tmp_path), data=data)
         assert status == 1
         assert "category void" in errors
+        assert ".jpg" in errors, "which files count as images"
 
     def test_data_that_is_not_there(self, refused: Any, tmp_path: Path) -> None:
         status, errors = refused(write_config(tmp_path), data=tmp_path / "nowhere")

@@ -1,6 +1,7 @@
 """Label-free training: settings, photographs, what it learns, what a run on disk keeps."""
 
 import json
+import shutil
 from pathlib import Path
 
 import msgspec
@@ -11,7 +12,7 @@ import torch
 from aecnn_deploy.errors import ModelError, RunFormatError, SettingsError, SourceError, TrainingError
 from aecnn_deploy.models.backbones import BACKBONES, Backbone
 from aecnn_deploy.models.deploy import DeviceHead, EdgeTail, FullModel, Normalise
-from aecnn_deploy.models.run import load_run
+from aecnn_deploy.models.run import check_run_target, load_run
 from aecnn_deploy.models.split import SplitModel, pruned_split
 from aecnn_deploy.models.weights import caltech101_imagenet, imagenet_labels, load_backbone
 from aecnn_deploy.training.evaluation import agreement, full_top1, run_split
@@ -181,6 +182,18 @@ def test_every_shipped_config_is_valid(config: Path) -> None:
         ("split = 'four'", "split"),
         ("split =", "not valid TOML"),
         ("method = 'algorithm-1'", "method"),
+        ("hidden = -8", "hidden is -8, expected a whole number >= 1"),
+        ("kernel = 2", "kernel is 2, expected one of 1, 3"),
+        ("ratios = 3", "ratios is 3, expected a list"),
+        ("[match]\nlearning_rate = inf", r"match\.learning_rate is inf, expected a number <= "),
+        ("[[sweep]]\nsplits = [1]", "unknown key 'sweep'; it goes with method = \"algorithm1\""),
+        ("method = 'algorithm1'\n[sweep]", r"sweep is one table, expected several; write \[\[sweep\]\]"),
+        (
+            "method = 'algorithm1'\n[[sweep]]\narms = ['aecn']",
+            r"sweep\[0\]\.arms\[0\] is 'aecn', expected one of aecnn,",
+        ),
+        ("method = 'algorithm1'\n[[strided]]", r"strided\[0\]: .*missing required field `name`"),
+        ("method = 'algorithm1'\n[data]\ntest = 0.95", "data: the shares .* leave a part empty"),
     ],
 )
 def test_bad_settings_are_refused_by_name(tmp_path: Path, text: str, match: str) -> None:
@@ -188,6 +201,11 @@ def test_bad_settings_are_refused_by_name(tmp_path: Path, text: str, match: str)
     file.write_text(text)
     with pytest.raises(SettingsError, match=match):
         read_settings(file)
+
+
+def test_a_byte_order_mark_is_no_part_of_the_settings(tmp_path: Path) -> None:
+    (tmp_path / "config.toml").write_text("split = 3", encoding="utf-8-sig")
+    assert read_settings(tmp_path / "config.toml") == LabelFreeSettings(split=3)
 
 
 def test_patches_are_real_pixels_and_the_same_for_the_same_seed(backbone: Backbone, photographs: list[Path]) -> None:
@@ -254,6 +272,31 @@ def test_a_folder_that_is_no_run_is_never_replaced(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="holds no run"):
         train_label_free(settings(), tmp_path, tmp_path, replace=True, progress=Steps())
     assert (tmp_path / "mine.txt").read_text() == "mine"
+
+
+def test_what_lies_beside_a_run_is_never_removed_with_it(run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    (tmp_path / "run" / "bundle").mkdir()
+    before = sorted(path.name for path in (tmp_path / "run").iterdir())
+    with pytest.raises(TrainingError, match="holds bundle besides a run: not replaced; move that away"):
+        train_label_free(settings(), run.parent, tmp_path / "run", replace=True, progress=Steps())
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("file", "is not a folder: not replaced"),
+        ("file/run", "file is not a folder"),
+        ("link", "is a link to nowhere: not replaced"),
+        ("x" * 300, "File name too long"),
+    ],
+)
+def test_a_place_that_holds_no_run_is_refused_before_the_work(tmp_path: Path, name: str, why: str) -> None:
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "link").symlink_to("nowhere")
+    with pytest.raises(TrainingError, match=f"{why}; choose another --out"):
+        check_run_target(tmp_path / name, replace=True)
 
 
 def test_a_failed_training_leaves_nothing_behind(tmp_path: Path, patches: Frames) -> None:

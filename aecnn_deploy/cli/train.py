@@ -94,6 +94,8 @@ def train(
     go_on = ["aecnn-deploy", "train", str(config), "--data", data, "--out", str(out), "--resume"]
     go_on += ["--data-dir", str(data_dir)] if data_dir is not None else []
     go_on += ["--no-cache"] if no_cache else []
+    go_on += ["--jobs", str(jobs)] if jobs > 1 else []
+    go_on += ["--ray", ray] if ray is not None else []
     try:
         with StageBars(lines=True) as bars:
             root = _root(data, data_dir, bars)
@@ -186,7 +188,8 @@ def _show_supervised(outcome: "Supervised", out: Path, as_json: bool, go_on: str
     else:
         _print_rows(outcome)
     if outcome.failed:
-        say(f"{len(outcome.failed)} tasks failed, what is done is kept; try them again with: {go_on}")
+        count = "1 task" if len(outcome.failed) == 1 else f"{len(outcome.failed)} tasks"
+        say(f"{count} failed, what is done is kept; try again with: {go_on}")
     elif not as_json:
         typer.echo(f"run written to {out}; export it with: aecnn-deploy export {out} --out BUNDLE")
         typer.echo(f"tables and figures: aecnn-deploy report {out} --out REPORT")

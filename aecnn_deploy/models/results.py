@@ -4,8 +4,11 @@ results/<task>.json     one ``ResultRow``: an arm, its settings, accuracy, bytes
 rankings/<task>.json    one ``Ranking``: the importance of every channel at a split point
 """
 
+import errno
 import os
+import re
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,6 +17,7 @@ import msgspec
 from aecnn_deploy.errors import RunFormatError, TrainingError
 
 _T = TypeVar("_T")
+_PARTIAL = re.compile(r"\..+\.(json|npy|safetensors)\.[a-z0-9_]{8}")
 
 ARMS = (
     "unsplit",  # the whole network, float32
@@ -111,7 +115,17 @@ def write_atomically(path: Path, content: bytes) -> None:
             Path(partial).unlink(missing_ok=True)
             raise
     except OSError as exc:
-        raise TrainingError(f"cannot write {path}: {exc.strerror}; free some space and go on with --resume") from None
+        full = exc.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        remedy = "free some space" if full else "take out of the way what hinders it"
+        raise TrainingError(f"cannot write {path}: {exc.strerror}; {remedy} and go on with --resume") from None
+
+
+def remove_partial(run: Path) -> None:
+    """Remove what ``write_atomically`` had begun below ``run`` when its process was killed."""
+    for path in run.rglob(".*.????????"):
+        if _PARTIAL.fullmatch(path.name):
+            with suppress(OSError):
+                path.unlink()
 
 
 def read_results(run: Path) -> tuple[ResultRow, ...]:
@@ -133,4 +147,7 @@ def _read(path: Path, kind: type[_T]) -> _T:
     try:
         return msgspec.json.decode(path.read_bytes(), type=kind)
     except (OSError, msgspec.DecodeError) as exc:
-        raise RunFormatError(f"{path} is not a {kind.__name__}: {exc}; train this task again") from None
+        raise RunFormatError(
+            f"{path} is not a {kind.__name__}: {exc}; train its task again: remove it and the task's folder in "
+            f"{path.parent.with_name('tasks')}, and go on with --resume"
+        ) from None

@@ -7,6 +7,7 @@ frames.npy                   uint8 (n, H, W, 3): real photographs, as a device w
 """
 
 import io
+import os
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -30,7 +31,14 @@ from aecnn_deploy.models.stepped import FusedHead
 from aecnn_deploy.optional import require
 
 RUN_FORMAT = 1
-RUN_FILE = "run.json"
+RUN_FILE, SETTINGS_FILE = "run.json", "settings.json"
+# All that training, and the calibration of a run, write into its folder.
+_RUN_ENTRIES = frozenset(
+    (
+        *(RUN_FILE, SETTINGS_FILE, "setup.json", "data.json", "tasks", "results", "rankings"),
+        *("backbone.safetensors", "variants", "frames.npy", "int8.json"),
+    )
+)
 
 
 class VariantRecord(msgspec.Struct, frozen=True):
@@ -207,13 +215,47 @@ def describe_variant(backbone: Backbone, model: SplitModel, ratio: int, **measur
 
 
 def check_run_target(out: Path, *, replace: bool) -> None:
-    """Raises TrainingError: ``out`` exists and may not be replaced. Called before the work, not after it."""
-    if not out.exists():
+    """Raises TrainingError: ``out`` cannot be written, or exists and may not be replaced. Called before the work.
+
+    A run, finished or begun, is replaced where ``replace`` says so, but not what lies in its folder besides.
+    """
+    if not is_folder(out):
+        if os.path.lexists(out):
+            what = "not a folder" if out.exists() else "a link to nowhere"
+            raise TrainingError(f"{out} is {what}: not replaced; choose another --out")
+        _check_parents(out)
         return
+    try:
+        held = sorted(path.name for path in out.iterdir())
+    except OSError as exc:
+        raise TrainingError(f"cannot read the folder {out}: {exc.strerror}; choose another --out") from None
+    if held and RUN_FILE not in held and SETTINGS_FILE not in held:
+        raise TrainingError(f"{out} exists and holds no run: not replaced; choose another --out")
     if not replace:
         raise TrainingError(f"{out} exists; choose another --out, or add --force to replace it")
-    if not out.is_dir() or (any(out.iterdir()) and not (out / RUN_FILE).is_file()):
-        raise TrainingError(f"{out} exists and holds no run: not replaced; choose another --out")
+    foreign = [name for name in held if name not in _RUN_ENTRIES and not name.startswith(".")]
+    if foreign:
+        more = f" and {len(foreign) - 1} more" if len(foreign) > 1 else ""
+        raise TrainingError(
+            f"{out} holds {foreign[0]}{more} besides a run: not replaced; move that away, or choose another --out"
+        )
+
+
+def _check_parents(out: Path) -> None:
+    """Raises TrainingError: the folders above ``out`` can neither be made nor written to."""
+    above = next(parent for parent in out.absolute().parents if os.path.lexists(parent))
+    if not above.is_dir():
+        raise TrainingError(f"cannot write {out}: {above} is not a folder; choose another --out")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise TrainingError(f"cannot write {out}: {above} may not be written to; choose another --out")
+
+
+def is_folder(out: Path) -> bool:
+    """Whether ``out`` is there as a folder. Raises TrainingError: nothing can be, by this name."""
+    try:
+        return out.is_dir()
+    except OSError as exc:
+        raise TrainingError(f"cannot write {str(out)[:100]}: {exc.strerror}; choose another --out") from None
 
 
 def save_run(

@@ -18,7 +18,7 @@ from aecnn_deploy.models.backbones import Backbone
 from aecnn_deploy.models.deploy import FullModel
 from aecnn_deploy.models.rankers import ATTENTIONS, l1_importance, random_importance
 from aecnn_deploy.models.results import Ranking, ResultRow, read_ranking, write_result
-from aecnn_deploy.models.split import SplitModel, design_id
+from aecnn_deploy.models.split import SplitDesign, SplitModel, design_id
 from aecnn_deploy.training.designs import design_of
 from aecnn_deploy.training.fitting import Fitter, Group
 from aecnn_deploy.training.losses import label_loss
@@ -82,6 +82,7 @@ def rank_channels(shop: Workshop, task: Task) -> None:
     elif task.method == "l1":
         importance = l1_importance(backbone, task.split)
     else:
+        torch.manual_seed(task.seed)  # whatever this process has drawn before
         attention = ATTENTIONS[task.method](channels)
         head, tail = backbone.head(task.split), backbone.tail(task.split)
         net = nn.Sequential(OrderedDict(head=head, attention=attention, tail=tail))
@@ -141,7 +142,7 @@ def train_recovery(shop: Workshop, task: Task) -> None:
     backbone = shop.unsplit(task.seed)
     state = before.model_state()
     design = design_of(shop.settings, task, len(state["kept"]))
-    model = SplitModel(backbone, design, state["kept"])
+    model = new_network(backbone, design, task.seed, state["kept"])
     take_over(model, state)
     model = to_device(shop, model)
     fitter = shop.fitter(task.id, task.seed)
@@ -158,7 +159,7 @@ def train_bottlenet(shop: Workshop, task: Task) -> None:
     backbone = shop.unsplit(task.seed)
     planes = backbone.split_point(task.split).kept_channels(task.ratio)
     design = design_of(shop.settings, task, planes)
-    model = to_device(shop, SplitModel(backbone, design))
+    model = to_device(shop, new_network(backbone, design, task.seed))
     with torch.no_grad():  # the sigmoid's range
         model.quantiser.low.zero_()
         model.quantiser.log_step.fill_(float(np.log(1 / model.quantiser.levels)))
@@ -241,6 +242,12 @@ def take_over(model: SplitModel, state: dict[str, Tensor]) -> None:
     own = model.state_dict()
     taken = {key: value for key, value in state.items() if not key.startswith("recovery.")}
     model.load_state_dict(own | taken)
+
+
+def new_network(backbone: Backbone, design: SplitDesign, seed: int, kept: Tensor | None = None) -> SplitModel:
+    """A split network; what begins untrained is drawn with ``seed``, whatever this process has drawn before."""
+    torch.manual_seed(seed)
+    return SplitModel(backbone, design, kept)
 
 
 def to_device(shop: Workshop, model: SplitModel) -> SplitModel:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 import aecnn_deploy
+from aecnn_deploy.errors import TrainingError
 from aecnn_deploy.models.results import ResultRow
 from aecnn_deploy.models.run import RUN_FORMAT, RunRecord, VariantRecord, describe_variant, write_run_files
 from aecnn_deploy.models.split import SplitModel
@@ -35,7 +36,12 @@ def assemble_run(shop: Workshop, tasks: Sequence[Task], rows: Sequence[ResultRow
     for task in tasks:
         if task.kind not in _EXPORTED or task.seed != seed:
             continue
-        row = by_task[task.id]
+        row = by_task.get(task.id)
+        if row is None:
+            raise TrainingError(
+                f"{shop.run}/results/{task.id}.json is missing; remove {shop.folder(task.id).path} and go on with "
+                "--resume: only this task is trained again"
+            )
         if row.ablation or row.variant is None or row.variant in models:
             continue
         state = shop.folder(task.id).model_state()

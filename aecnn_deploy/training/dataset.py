@@ -3,9 +3,10 @@
 import os
 import tempfile
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import msgspec
 import numpy as np
@@ -14,6 +15,7 @@ import numpy.typing as npt
 from aecnn_deploy.bundle.manifest import InputSpec
 from aecnn_deploy.errors import RunFormatError, SettingsError, SourceError, TrainingError
 from aecnn_deploy.optional import require
+from aecnn_deploy.runtimes.source import printable, shown
 from aecnn_deploy.runtimes.sources import SUFFIXES, image_files
 from aecnn_deploy.training.dataset_cache import ImageFile, decode_files
 from aecnn_deploy.training.photographs import Frames
@@ -85,10 +87,13 @@ def resolve_data(data: str, data_dir: Path | None, *, download: bool = True, pro
     """
     if data == CALTECH101:
         return _caltech101(data_dir if data_dir is not None else default_data(), download, progress)
-    root = Path(data)
-    if not root.is_dir():
+    root, is_there = Path(data), False
+    with suppress(OSError):  # a name that is too long
+        is_there = bool(data) and root.is_dir()
+    if not is_there:
         raise SourceError(
-            f"there is no folder {data}; give a folder whose sub-folders are the categories, or the name {CALTECH101}"
+            f"there is no folder {data or repr(data)}; give a folder whose sub-folders are the categories, or the name "
+            f"{CALTECH101}"
         )
     inner = root / _TORCHVISION_FOLDER
     return inner if inner.is_dir() else root
@@ -110,7 +115,8 @@ def load_labelled(
             "with its images inside"
         )
     found = {name: _images(root, folder) for name, folder in folders.items()}
-    _refuse_empty(root, [name for name, files in found.items() if not files], "")
+    suffixes = ", ".join(sorted(SUFFIXES))
+    _refuse_empty(root, [name for name, files in found.items() if not files], f" (known suffixes are {suffixes})")
     decoded = decode_files([file for files in found.values() for file in files], spec, cache, progress)
     categories = tuple(found)
     index = {name: label for label, name in enumerate(categories)}
@@ -118,7 +124,7 @@ def load_labelled(
     empty = np.flatnonzero(np.bincount(labels, minlength=len(categories)) == 0)
     if len(empty):
         first = categories[empty[0]]
-        why = next(reason for reason in decoded.skipped if reason.startswith(f"{first}/"))
+        why = next((reason for reason in decoded.skipped if reason.startswith(f"{printable(first)}/")), "not one")
         _refuse_empty(root, [categories[label] for label in empty], f" that decodes ({why})")
     return LabelledPhotographs(decoded.frames, labels, categories, decoded.names, decoded.skipped)
 
@@ -289,7 +295,12 @@ def _category_folders(root: Path) -> dict[str, Path]:
 
 
 def _images(root: Path, folder: Path) -> list[ImageFile]:
-    """The image files of one category, sorted, at any depth; hidden ones are ignored."""
+    """The image files of one category, sorted, at any depth; hidden ones are ignored.
+
+    Raises SourceError: a folder cannot be read, whose images would be missing without a word.
+    """
+    for place, inner, _ in os.walk(folder, onerror=_refuse_folder):
+        inner[:] = [name for name in inner if not _hidden([name]) and not Path(place, name).is_symlink()]
     try:
         found = image_files(folder)
     except SourceError:
@@ -311,7 +322,13 @@ def _listing(folder: Path) -> list[Path]:
     try:
         return [path for path in folder.iterdir() if not _hidden([path.name])]
     except OSError as exc:
-        raise SourceError(f"the folder {folder} cannot be read: {exc.strerror}") from None
+        _refuse_folder(exc)
+
+
+def _refuse_folder(exc: OSError) -> NoReturn:
+    raise SourceError(
+        f"the folder {shown(exc.filename)} cannot be read: {exc.strerror}; give a folder that can be"
+    ) from None
 
 
 def _hidden(parts: Iterable[str]) -> bool:
@@ -327,7 +344,7 @@ def _refuse_empty(root: Path, names: Sequence[str], kind: str) -> None:
 
 def _names(names: Sequence[str]) -> str:
     more = len(names) - _NAMED
-    return ", ".join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")
+    return ", ".join(map(printable, names[:_NAMED])) + (f" and {more} more" if more > 0 else "")
 
 
 def _shown(name: str) -> str:

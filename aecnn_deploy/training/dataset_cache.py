@@ -29,6 +29,7 @@ from aecnn_deploy.bundle.manifest import InputSpec
 from aecnn_deploy.errors import ImageError, TrainingError
 from aecnn_deploy.models.results import write_json
 from aecnn_deploy.runtimes.frames import read_frame
+from aecnn_deploy.runtimes.source import printable
 from aecnn_deploy.training.photographs import Frames
 from aecnn_deploy.training.progress import Progress, tell
 
@@ -174,7 +175,7 @@ def _decode(files: Sequence[ImageFile], spec: InputSpec, keep: Callable[[Frames]
 
     def decode(file: ImageFile) -> Frames | ImageError:
         try:
-            return read_frame(file.path, spec, name=file.name)
+            return read_frame(file.path, spec, name=printable(file.name))
         except ImageError as exc:
             return exc
 

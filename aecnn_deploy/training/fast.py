@@ -18,6 +18,7 @@ from aecnn_deploy.training.algorithm1 import (
     calibrate,
     finish,
     frozen_stages,
+    new_network,
     split_row,
     to_device,
     validation_accuracy,
@@ -47,7 +48,7 @@ def train_fast(shop: Workshop, task: Task) -> None:
     count = backbone.split_point(task.split).kept_channels(task.ratio)
     kept = kept_channels(channel_importance(teacher.plain()).cpu(), count)
     design = design_of(settings, task, count)
-    model = to_device(shop, SplitModel(backbone, design, kept))
+    model = to_device(shop, new_network(backbone, design, task.seed, kept))
     calibrate(shop, model)
     job = SplitJob(bank, teacher, model, trained=model.head[bank.frozen :], new=None, train_tail=settings.train_tail)
     train_split(shop, fitter, job)
@@ -63,7 +64,7 @@ def train_strided(shop: Workshop, task: Task) -> None:
         whole = min(item.drop, default=item.reuse + 1) - 1  # stages before the first that is left out
         bank = shop.bank(min(shop.settings.freeze, whole), 0 if item.fresh_views else None)
         teacher = shop.teacher(task.seed, item.split, bank)
-    model = to_device(shop, SplitModel(backbone, design_of(shop.settings, task, item.planes)))
+    model = to_device(shop, new_network(backbone, design_of(shop.settings, task, item.planes), task.seed))
     count = item.reuse - len(item.drop)
     calibrate(shop, model, model.head[count:])
     reused = model.head[bank.frozen : count]

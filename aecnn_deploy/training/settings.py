@@ -1,8 +1,10 @@
 """Training settings: a TOML file, checked when it is read."""
 
 import difflib
+import re
 import tomllib
 from pathlib import Path
+from types import UnionType
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import msgspec
@@ -13,7 +15,8 @@ from aecnn_deploy.errors import SettingsError
 
 Positive = Annotated[int, Meta(ge=1)]
 NotNegative = Annotated[int, Meta(ge=0)]
-Rate = Annotated[float, Meta(gt=0)]
+Rate = Annotated[float, Meta(gt=0, le=1e38)]  # float32 holds no more
+Weight = Annotated[float, Meta(ge=0, le=1e38)]
 Share = Annotated[float, Meta(ge=0, lt=1)]
 Bits = Annotated[int, Meta(ge=1, le=8)]
 Kernel = Literal[1, 3]
@@ -34,7 +37,7 @@ class DistilSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     batch: Positive = 32
     learning_rate: Rate = 3e-3
     temperature: Rate = 2.0
-    match_weight: Annotated[float, Meta(ge=0)] = 0.5  # how much of the first phase's loss stays
+    match_weight: Weight = 0.5  # how much of the first phase's loss stays
 
 
 class LabelFreeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -78,9 +81,9 @@ class DistilLossSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True
     """What the end-to-end stage of the faster path minimises."""
 
     temperature: Rate = 2.0
-    labels: Annotated[float, Meta(ge=0)] = 0.5  # weight of the labels' cross-entropy beside the distillation
-    match: Annotated[float, Meta(ge=0)] = 0.5  # weight of the matching loss at the start; it falls to zero
-    rate: Annotated[float, Meta(ge=0)] = 2.0  # a kilobyte over target_bytes costs so much
+    labels: Weight = 0.5  # weight of the labels' cross-entropy beside the distillation
+    match: Weight = 0.5  # weight of the matching loss at the start; it falls to zero
+    rate: Weight = 2.0  # a kilobyte over target_bytes costs so much
 
 
 class DataSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -90,6 +93,13 @@ class DataSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     test: Share = 0.15
     seed: NotNegative = 0
     train_limit: NotNegative = 0  # at most so many training images, of each category its share; 0: all
+
+    def __post_init__(self) -> None:
+        if not (self.validation > 0 and self.test > 0 and self.validation + self.test < 1):
+            raise ValueError(
+                f"the shares validation {self.validation:g} and test {self.test:g} leave a part empty; both must be "
+                "above 0, and their sum below 1"
+            )
 
 
 Arm = Literal["aecnn", "aecnn-fast", "bottlenetpp", "random", "l1", "se", "cbam", "jpeg-features"]
@@ -199,7 +209,7 @@ _METHODS: dict[str, type[Settings]] = {"label-free": LabelFreeSettings, "algorit
 def read_settings(path: Path) -> Settings:
     """The settings in a TOML file. Raises SettingsError: no such file, not TOML, an unknown key, a bad value."""
     try:
-        document = tomllib.loads(path.read_text())
+        document = tomllib.loads(path.read_bytes().decode("utf-8-sig"))  # an editor may have put a byte order mark
     except OSError as exc:
         raise SettingsError(f"cannot read {path}: {exc.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
@@ -212,7 +222,7 @@ def read_settings(path: Path) -> Settings:
     try:
         return msgspec.convert(document, kind)
     except msgspec.ValidationError as exc:
-        raise SettingsError(f"{path}: {exc}") from None
+        raise SettingsError(f"{path}: {_told(str(exc), document, kind)}") from None
 
 
 def _check_keys(path: Path, table: dict[str, Any], struct: type[msgspec.Struct], prefix: str) -> None:
@@ -222,6 +232,9 @@ def _check_keys(path: Path, table: dict[str, Any], struct: type[msgspec.Struct],
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
             hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
+            other = next((name for name, kind in _METHODS.items() if key in kind.__struct_fields__), None)
+            if not prefix and other is not None:
+                hint = f'it goes with method = "{other}", which this file does not say'
             raise SettingsError(f"{path}: unknown key {prefix + key!r}; {hint}")
         inner = known[key]
         items = value if isinstance(value, list) else [value]
@@ -231,3 +244,49 @@ def _check_keys(path: Path, table: dict[str, Any], struct: type[msgspec.Struct],
             for item in items:
                 if isinstance(item, dict):
                     _check_keys(path, item, inner, f"{prefix}{key}.")
+
+
+def _told(said: str, document: dict[str, Any], kind: Any) -> str:
+    """What msgspec ``said`` of a value of ``document``: what it is, where, and what is expected, in TOML's words."""
+    problem, at, place = said.rstrip("`").partition(" - at `$")
+    if not at:
+        return said  # a check of ours
+    got: Any = document
+    for name, index in re.findall(r"\.(\w+)|\[(\d+)\]", place):
+        got = got[name] if name else got[int(index)]
+        kind = _inner(kind, name)
+    where = place.removeprefix(".")
+    if not problem.startswith(("Expected", "Invalid enum")):  # a key is missing, or a check of ours
+        return f"{where}: {problem}"
+    if get_origin(kind) is Literal:
+        expected = f"one of {', '.join(map(str, get_args(kind)))}"
+    elif problem.startswith("Expected `array`") and isinstance(got, dict):
+        return f"{where} is one table, expected several; write [[{where}]] in the place of [{where}]"
+    else:
+        expected = problem.removeprefix("Expected ").partition(", got")[0]
+        for word, plain in _TOML_WORDS.items():
+            expected = expected.replace(f"`{word}`", plain)
+    return f"{where} is {repr(got)[:100]}, expected {expected}"
+
+
+_TOML_WORDS = {
+    "int": "a whole number",
+    "float": "a number",
+    "str": "a string",
+    "str | null": "a string",
+    "int | null": "a whole number",
+    "bool": "true or false",
+    "array": "a list",
+    "object": "a table",
+}
+
+
+def _inner(kind: Any, name: str) -> Any:
+    """The type of a struct's field, or of a tuple's items where ``name`` is empty."""
+    if name:
+        kind = next(field.type for field in msgspec.structs.fields(kind) if field.name == name)
+    else:
+        kind = get_args(kind)[0]
+    while get_origin(kind) is Annotated or isinstance(kind, UnionType):
+        kind = get_args(kind)[0]
+    return kind

@@ -8,7 +8,7 @@ run.json, backbone.safetensors, variants/, frames.npy   written when every task 
 import functools
 import shutil
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -18,8 +18,8 @@ import msgspec
 
 from aecnn_deploy.errors import TrainingError
 from aecnn_deploy.models.backbones import backbone_spec, build_backbone
-from aecnn_deploy.models.results import ResultRow, read_results, write_json
-from aecnn_deploy.models.run import RUN_FILE, check_run_target
+from aecnn_deploy.models.results import ResultRow, read_results, remove_partial, write_json
+from aecnn_deploy.models.run import RUN_FILE, SETTINGS_FILE, check_run_target, is_folder
 from aecnn_deploy.training import algorithm1, fast
 from aecnn_deploy.training.assemble import assemble_run
 from aecnn_deploy.training.checkpoints import sole_writer
@@ -33,11 +33,12 @@ from aecnn_deploy.training.dataset import (
     split_record,
     stratified_split,
 )
+from aecnn_deploy.training.designs import check_designs
 from aecnn_deploy.training.progress import Progress
 from aecnn_deploy.training.settings import Algorithm1Settings, seeds_of
 from aecnn_deploy.training.sweep import SweepOutcome, SweepTask, run_sweep
 from aecnn_deploy.training.tasks import Task, tasks_of
-from aecnn_deploy.training.workshop import Workshop, no_report
+from aecnn_deploy.training.workshop import Workshop, library_backbone, no_report
 
 _T = TypeVar("_T")
 
@@ -56,7 +57,7 @@ KINDS: Mapping[str, Callable[[Workshop, Task], None]] = MappingProxyType(
         "local-int8": measure_local_int8,
     }
 )
-_SETTINGS, _DATA, _SETUP = "settings.json", "data.json", "setup.json"
+_SETTINGS, _DATA, _SETUP = SETTINGS_FILE, "data.json", "setup.json"
 # A run may grow by these; all else decides what its tasks are.
 _GROWING = ("sweep", "strided", "codecs", "late_splits", "late_bits", "local_int8")
 
@@ -95,11 +96,15 @@ def train_supervised(
     TrainingError, also where another process trains in ``out``; what is done stays on disk.
     """
     tasks = tasks_of(settings, build_backbone(settings.backbone))
+    check_designs(settings, tasks)
+    library = library_backbone(settings)
     with ExitStack() as held:
-        if out.is_dir():  # before anything in it is read or removed
+        stands = is_folder(out)
+        if stands:  # before anything in it is read or removed
             held.enter_context(sole_writer(out))
-        shop, continues = _begin(settings, root, out, resume=resume, replace=replace, cache=cache, progress=progress)
-        if not continues:  # it is another folder now
+        shop = _begin(settings, root, out, resume=resume, replace=replace, cache=cache, progress=progress)
+        shop.library = library
+        if not stands:
             held.enter_context(sole_writer(out))
         if jobs == 1 and ray_address is None:
             _open.cache_clear()
@@ -133,9 +138,10 @@ def _begin(
     replace: bool,
     cache: Path | None,
     progress: Progress,
-) -> tuple[Workshop, bool]:
-    """The run's folder, ready for its tasks; whether it goes on, or is a new one."""
+) -> Workshop:
+    """The run's folder, ready for its tasks."""
     spec = settings.input_spec(backbone_spec(settings.backbone).input)
+    _check_outside(out, root)
     begun = (out / _SETTINGS).is_file()
     if begun and not resume and not replace:
         raise TrainingError(f"{out} holds a run; go on with it: --resume, replace it: --force, or choose another --out")
@@ -143,18 +149,55 @@ def _begin(
     continues = resume and (begun or (out / _DATA).is_file())
     if continues and begun:
         _check_same(out, settings)
-    elif not continues and not begun:
+        _check_split_known(out)
+    elif not continues:
         check_run_target(out, replace=replace)
     photographs = load_labelled(root, spec, cache=cache, progress=progress)
     split = _split(out if continues else None, settings, photographs)
-    if out.exists() and not continues:  # nothing of an old run goes before the new one can begin
-        shutil.rmtree(out)
+    if continues:
+        remove_partial(out)
+    elif out.exists():  # nothing of an old run goes before the new one can begin
+        _empty(out)
     write_json(out / _SETTINGS, settings)
     write_json(out / _SETUP, Setup(str(root.resolve()), str(cache.resolve()) if cache else None))
     if not (out / _DATA).is_file():
         write_json(out / _DATA, split_record(photographs, split))
     (out / RUN_FILE).unlink(missing_ok=True)
-    return Workshop(out, settings, photographs, split, progress.note), continues
+    return Workshop(out, settings, photographs, split, progress.note)
+
+
+def _check_outside(out: Path, root: Path) -> None:
+    """Raises TrainingError: the run would be a category of its own data."""
+    with suppress(OSError, ValueError, RuntimeError):  # a place that is none is refused by name later
+        below = out.resolve().relative_to(root.resolve())
+        if not any(part.startswith(".") for part in below.parts):
+            raise TrainingError(
+                f"{out} lies in {root}, whose sub-folders are the categories; choose an --out outside of the data"
+            )
+
+
+def _check_split_known(out: Path) -> None:
+    """Raises TrainingError: something is trained, but the record of the photographs that it was trained on is gone."""
+    if not (out / _DATA).is_file() and any((out / "tasks").glob("*/*.json")):
+        raise TrainingError(
+            f"{out / _DATA} is missing, which says what the tasks were trained on; put it back, or begin the run anew "
+            "with --force"
+        )
+
+
+def _empty(out: Path) -> None:
+    """Remove what is in ``out``, the settings last: by them a folder is known as a run. Raises TrainingError.
+
+    The folder itself stays: it is locked, and may be a link or a mounted volume.
+    """
+    try:
+        for path in sorted(out.iterdir(), key=lambda path: path.name == _SETTINGS):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+    except OSError as exc:
+        raise TrainingError(f"cannot empty {out}: {exc.strerror} ({exc.filename}); choose another --out") from None
 
 
 def _split(run: Path | None, settings: Algorithm1Settings, photographs: LabelledPhotographs) -> DataSplit:
@@ -223,7 +266,8 @@ def _check_same(out: Path, settings: Algorithm1Settings) -> None:
         )
     named = {item.name: item for item in settings.strided}
     for item in old.strided:
-        if named.get(item.name, item) != item:
+        now = named.get(item.name, item)
+        if msgspec.structs.replace(now, seeds=item.seeds) != item:  # it may have got more seeds
             raise TrainingError(f"{out} has another strided head {item.name!r}; give the changed one another name")
 
 

@@ -40,10 +40,14 @@ class Task:
 def tasks_of(settings: Algorithm1Settings, backbone: Backbone) -> tuple[Task, ...]:
     """All tasks, each after those that it needs, none twice.
 
-    Raises ModelError: a split point that the backbone lacks, or a ratio that leaves no channel. SettingsError: no task.
+    Raises ModelError: a split point that the backbone lacks, or a ratio that leaves no channel. SettingsError: no task,
+    or more frozen stages than there are.
     """
     if not (settings.sweep or settings.strided or settings.codecs or settings.late_splits or settings.local_int8):
         raise SettingsError("the settings name nothing to train: add a [[sweep]], [[strided]] or [[codecs]] table")
+    stages = len(backbone.split_points)
+    if settings.freeze > stages:
+        raise SettingsError(f"freeze {settings.freeze} is more than the {stages} stages of {backbone.name}; lower it")
     tasks: dict[str, Task] = {}
     for task in _all(settings, backbone):
         tasks.setdefault(task.id, task)

@@ -27,6 +27,13 @@ def no_report(_note: str) -> None:
     """Tells nobody."""
 
 
+def library_backbone(settings: Algorithm1Settings) -> Backbone:
+    """The backbone with its library's weights; random ones are the same in every process. Raises ModelError."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return load_backbone(settings.backbone, settings.weights)
+
+
 @dataclass(slots=True)
 class Workshop:
     """The shared parts of one run in one process; ``report`` is called at each step with a note for a person."""
@@ -37,6 +44,7 @@ class Workshop:
     split: DataSplit
     report: Callable[[str], None] = no_report
     device: torch.device = field(default_factory=best_device)
+    library: Backbone | None = None  # what ``library_backbone`` gave, where that is known already
     _images: dict[str, Images] = field(default_factory=dict, init=False)
     _pretrained: Backbone | None = field(default=None, init=False)
     _banks: dict[tuple[int, int], ViewBank] = field(default_factory=dict, init=False)
@@ -62,14 +70,14 @@ class Workshop:
     def pretrained(self) -> Backbone:
         """The backbone with its library's weights and their own classes. Not to be changed."""
         if self._pretrained is None:
-            self._pretrained = load_backbone(self.settings.backbone, self.settings.weights)
+            self._pretrained = self.library or library_backbone(self.settings)
             self._pretrained.input = self.settings.input_spec(self._pretrained.input)
         return self._pretrained
 
     def untrained_classes(self, seed: int) -> Backbone:
         """The pretrained backbone with a new last layer for the data set's categories."""
-        torch.manual_seed(seed)
         backbone = copy.deepcopy(self.pretrained())
+        torch.manual_seed(seed)
         backbone.new_classifier(self.classes)
         return backbone.eval()
 
@@ -97,8 +105,7 @@ class Workshop:
         return TaskFolder(self.run / "tasks" / task)
 
     def fitter(self, task: str, seed: int) -> Fitter:
-        """The training loop of one task; random numbers begin at ``seed``."""
-        torch.manual_seed(seed)
+        """The training loop of one task; its order and its draws are those of ``seed``."""
         return Fitter(self.folder(task), self.device, seed, self.report)
 
     def autocast(self) -> torch.autocast:
