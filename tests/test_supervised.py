@@ -21,7 +21,7 @@ from aecnn_deploy.training.dataset import load_labelled, read_split
 from aecnn_deploy.training.evaluation import full_top1, run_split
 from aecnn_deploy.training.progress import SILENT
 from aecnn_deploy.training.settings import Algorithm1Settings
-from aecnn_deploy.training.supervised import Supervised, execute, train_supervised
+from aecnn_deploy.training.supervised import Supervised, _open, execute, train_supervised
 from aecnn_deploy.training.tasks import tasks_of
 from tests.labelled_runs import copy_run, done_at, settings_of, tree, write_pictures
 
@@ -248,6 +248,27 @@ class TestEveryArm:
         for method in ("ca", "se"):
             again = read_ranking(copied, f"rank-{method}-l6-s0")
             assert again.importance == read_ranking(trained.out, again.task).importance
+
+
+    @pytest.mark.parametrize("task", ["unsplit-s0", "bottlenetpp-l6-v32-u8-s0", "aecnn-l6-v32-u8-s0", "strided-s-s0"])
+    def test_the_same_seed_trains_the_same_network_whatever_its_process_drew_before(
+        self, trained: Trained, copied: Path, task: str
+    ) -> None:
+        shutil.rmtree(copied / "tasks" / task)
+        _open.cache_clear()  # a worker that is given this task first, not after all that it needs
+        torch.manual_seed(99)
+        execute(str(copied.resolve()), task)
+        expected, again = (load_file(run / "tasks" / task / "model.safetensors") for run in (trained.out, copied))
+        assert all(torch.equal(again[key], expected[key]) for key in expected)
+
+    def test_a_ranking_with_weights_of_its_own_does_not_depend_on_the_tasks_before_it(
+        self, trained: Trained, copied: Path
+    ) -> None:
+        shutil.rmtree(copied / "tasks" / "rank-se-l6-s0")
+        _open.cache_clear()
+        execute(str(copied.resolve()), "rank-se-l6-s0")
+        again = read_ranking(copied, "rank-se-l6-s0")
+        assert again.importance == read_ranking(trained.out, again.task).importance
 
 
 class TestALaterCall:

@@ -82,6 +82,7 @@ def rank_channels(shop: Workshop, task: Task) -> None:
     elif task.method == "l1":
         importance = l1_importance(backbone, task.split)
     else:
+        torch.manual_seed(task.seed)  # whatever this process has drawn before
         attention = ATTENTIONS[task.method](channels)
         head, tail = backbone.head(task.split), backbone.tail(task.split)
         net = nn.Sequential(OrderedDict(head=head, attention=attention, tail=tail))
@@ -90,7 +91,8 @@ def rank_channels(shop: Workshop, task: Task) -> None:
         run = nn.Sequential(*head[frozen:], attention, tail)
         groups = [Group([head[frozen:], tail]), Group([attention], _NEW)]
         fit_labels(shop, fitter, "attention", net, run, frozen, groups, shop.settings.attention)
-        importance, batches = _importance(shop, net, task.seed)
+        with fitter.timed():
+            importance, batches = _importance(shop, net, task.seed)
     ranking = Ranking(
         task=task.id,
         method=task.method,
@@ -123,8 +125,7 @@ def train_pruned(shop: Workshop, task: Task) -> None:
     """CA_Pruned: prune the head by the ranking and fine-tune the whole through the quantiser."""
     backbone = shop.unsplit(task.seed)
     kept = kept_of(shop, task)
-    design = design_of(shop.settings, task, len(kept))
-    model = to_device(shop, SplitModel(backbone, design, kept))
+    model = new_model(shop, task, backbone, len(kept), kept)
     calibrate(shop, model)
     fitter = shop.fitter(task.id, task.seed)
     frozen = frozen_stages(shop, task.split)
@@ -140,10 +141,8 @@ def train_recovery(shop: Workshop, task: Task) -> None:
     before = shop.folder(f"pruned-ca-l{task.split}-v{task.ratio}-u{task.base_bits}-s{task.seed}")
     backbone = shop.unsplit(task.seed)
     state = before.model_state()
-    design = design_of(shop.settings, task, len(state["kept"]))
-    model = SplitModel(backbone, design, state["kept"])
+    model = new_model(shop, task, backbone, len(state["kept"]), state["kept"])
     take_over(model, state)
-    model = to_device(shop, model)
     fitter = shop.fitter(task.id, task.seed)
     if task.base_bits != task.bits:  # CA_Pruned was fine-tuned once, at more bits
         calibrate(shop, model)
@@ -156,9 +155,7 @@ def train_recovery(shop: Workshop, task: Task) -> None:
 def train_bottlenet(shop: Workshop, task: Task) -> None:
     """BottleNet++: its module with a frozen base, then all jointly; 2^bits levels of the sigmoid's range."""
     backbone = shop.unsplit(task.seed)
-    planes = backbone.split_point(task.split).kept_channels(task.ratio)
-    design = design_of(shop.settings, task, planes)
-    model = to_device(shop, SplitModel(backbone, design))
+    model = new_model(shop, task, backbone, backbone.split_point(task.split).kept_channels(task.ratio))
     with torch.no_grad():  # the sigmoid's range
         model.quantiser.low.zero_()
         model.quantiser.log_step.fill_(float(np.log(1 / model.quantiser.levels)))
@@ -175,9 +172,7 @@ def train_bottlenet(shop: Workshop, task: Task) -> None:
 def measure_late(shop: Workshop, task: Task) -> None:
     """A late split: every channel is sent, quantised; nothing is trained."""
     backbone = shop.unsplit(task.seed)
-    planes = backbone.split_point(task.split).channels
-    design = design_of(shop.settings, task, planes)
-    model = to_device(shop, SplitModel(backbone, design))
+    model = new_model(shop, task, backbone, backbone.split_point(task.split).channels)
     calibrate(shop, model)
     fitter = shop.fitter(task.id, task.seed)
     finish(shop, task, split_row(shop, task, model, "late-split", fitter), model)
@@ -243,8 +238,13 @@ def take_over(model: SplitModel, state: dict[str, Tensor]) -> None:
     model.load_state_dict(own | taken)
 
 
-def to_device(shop: Workshop, model: SplitModel) -> SplitModel:
-    """On the device that trains, channels last."""
+def new_model(shop: Workshop, task: Task, backbone: Backbone, planes: int, kept: Tensor | None = None) -> SplitModel:
+    """The network of ``task``, which sends ``planes`` channels, on the device that trains, channels last.
+
+    What begins untrained is drawn from the task's seed alone, whatever this process has drawn before.
+    """
+    torch.manual_seed(task.seed)
+    model = SplitModel(backbone, design_of(shop.settings, task, planes), kept)
     return model.to(shop.device).to(memory_format=torch.channels_last)
 
 

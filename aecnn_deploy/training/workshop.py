@@ -62,14 +62,16 @@ class Workshop:
     def pretrained(self) -> Backbone:
         """The backbone with its library's weights and their own classes. Not to be changed."""
         if self._pretrained is None:
-            self._pretrained = load_backbone(self.settings.backbone, self.settings.weights)
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(min(seeds_of(self.settings)))  # random weights are the same in every process
+                self._pretrained = load_backbone(self.settings.backbone, self.settings.weights)
             self._pretrained.input = self.settings.input_spec(self._pretrained.input)
         return self._pretrained
 
     def untrained_classes(self, seed: int) -> Backbone:
         """The pretrained backbone with a new last layer for the data set's categories."""
-        torch.manual_seed(seed)
         backbone = copy.deepcopy(self.pretrained())
+        torch.manual_seed(seed)
         backbone.new_classifier(self.classes)
         return backbone.eval()
 
