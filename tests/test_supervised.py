@@ -11,18 +11,24 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import nn
 
 from aecnn_deploy.errors import SourceError, TrainingError
 from aecnn_deploy.models.backbones import backbone_spec, build_backbone
 from aecnn_deploy.models.results import ResultRow, read_ranking, read_rankings, read_results
 from aecnn_deploy.models.run import Run, load_run
 from aecnn_deploy.models.weights import library_keys
+from aecnn_deploy.training import codec_arms
+from aecnn_deploy.training.algorithm1 import validation_accuracy
 from aecnn_deploy.training.dataset import load_labelled, read_split
 from aecnn_deploy.training.evaluation import full_top1, run_split
+from aecnn_deploy.training.frame_codecs import FrameCodec, coded
+from aecnn_deploy.training.images import Images
 from aecnn_deploy.training.progress import SILENT
 from aecnn_deploy.training.settings import Algorithm1Settings
 from aecnn_deploy.training.supervised import Supervised, _open, execute, train_supervised
 from aecnn_deploy.training.tasks import tasks_of
+from aecnn_deploy.training.workshop import Workshop
 from tests.labelled_runs import copy_run, done_at, settings_of, tree, write_pictures
 
 # Every arm at one split point: 256 channels of 14×14, a thirty-second of them sent.
@@ -249,7 +255,6 @@ class TestEveryArm:
             again = read_ranking(copied, f"rank-{method}-l6-s0")
             assert again.importance == read_ranking(trained.out, again.task).importance
 
-
     @pytest.mark.parametrize("task", ["unsplit-s0", "bottlenetpp-l6-v32-u8-s0", "aecnn-l6-v32-u8-s0", "strided-s-s0"])
     def test_the_same_seed_trains_the_same_network_whatever_its_process_drew_before(
         self, trained: Trained, copied: Path, task: str
@@ -269,6 +274,29 @@ class TestEveryArm:
         execute(str(copied.resolve()), "rank-se-l6-s0")
         again = read_ranking(copied, "rank-se-l6-s0")
         assert again.importance == read_ranking(trained.out, again.task).importance
+
+    def test_a_codec_s_classifier_is_validated_on_coded_frames(
+        self, trained: Trained, copied: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        patient = msgspec.structs.replace(trained.settings.codec, patience=1)
+        settings = msgspec.structs.replace(trained.settings, codec=patient)
+        (copied / "settings.json").write_bytes(msgspec.json.encode(settings))
+        shutil.rmtree(copied / "tasks" / "codec-jpeg-112-s0")
+        seen = []
+
+        def watched(shop: Workshop, model: nn.Module, images: Images | None = None) -> float:
+            seen.append(shop.images("validation") if images is None else images)
+            return validation_accuracy(shop, model, images)
+
+        monkeypatch.setattr(codec_arms, "validation_accuracy", watched)
+        _open.cache_clear()
+        execute(str(copied.resolve()), "codec-jpeg-112-s0")
+        photographs = load_labelled(trained.data, backbone_spec("resnet18").input, cache=None)
+        frames = photographs.frames[read_split(trained.out / "data.json", photographs).validation]
+        for images, quality in zip(seen, (8, 10, 15), strict=True):
+            np.testing.assert_array_equal(images.frames.numpy(), coded(frames, FrameCodec("jpeg", quality, 112))[0])
+        rows = [row for row in read_results(copied) if row.arm == "jpeg"]
+        assert all(row.validation_accuracy is not None for row in rows)
 
 
 class TestALaterCall:

@@ -21,6 +21,7 @@ from aecnn_deploy.models.results import Ranking, ResultRow, read_ranking, write_
 from aecnn_deploy.models.split import SplitModel, design_id
 from aecnn_deploy.training.designs import design_of
 from aecnn_deploy.training.fitting import Fitter, Group
+from aecnn_deploy.training.images import Images
 from aecnn_deploy.training.losses import label_loss
 from aecnn_deploy.training.measure import accuracy_of, measure_wire, top1
 from aecnn_deploy.training.settings import FitSettings
@@ -213,9 +214,9 @@ def fit_labels(
 
 
 @torch.no_grad()
-def validation_accuracy(shop: Workshop, model: nn.Module) -> float:
-    """Top-1 on the validation split, through the quantiser where the model has one."""
-    images, views = shop.images("validation"), shop.views()
+def validation_accuracy(shop: Workshop, model: nn.Module, images: Images | None = None) -> float:
+    """Top-1 on the validation split, or on ``images`` made of it; through the quantiser where the model has one."""
+    images, views = shop.images("validation") if images is None else images, shop.views()
     correct = torch.zeros((), device=shop.device)
     for rows in torch.split(torch.arange(len(images), device=shop.device), 64):
         with shop.autocast():
