@@ -33,8 +33,20 @@ def table_one_section(given: Given) -> Html:
         f"({given.paper.source}; {given.paper.identifier}; {given.paper.measured_on}). "
         "At AECNN's bytes, BottleNet++ is read off its own curve; a dash: it was not measured at so few. "
         "The paper's entropy is that of a histogram of float32 values, its bytes are estimated from it. "
-        f"In its table, {given.paper.correction}."
+        f"In its table, {given.paper.correction}. "
+        "Planes are C / V, rounded down. Entropy, bytes and times are AECNN's, where it was not trained CA_Pruned's, "
+        "else BottleNet++'s; times are medians of an image, one thread of the machine that trained."
     )
+    if given.group.says("bottlenet_linear"):
+        intro += (
+            " BottleNet++ stands without its decoder's last ReLU (bottlenet_linear): with it, the negative values of "
+            "these split tensors cannot be made again."
+        )
+    if given.group.says("shared_unsplit"):
+        intro += (
+            " All seeds of a run begin with one unsplit network (shared_unsplit): the deviation is over ranking, "
+            "pruning and recovery only."
+        )
     if not same:
         intro += f" The paper's network is ResNet-50, here it is {given.group.backbone}: for orientation only."
     below = given.analysis.claim_failures
