@@ -153,6 +153,15 @@ class TestPage:
         one = build_report([group_of([result_row(wire_bytes=50.0, split_shape=None, planes=None, entropy_bits=None)])])
         assert sum(name.endswith(".png") for name in one.files) == 3
 
+    def test_how_long_each_arm_was_trained_stands_beside_table_one(self) -> None:
+        rows = [
+            result_row(epochs=21.0),
+            result_row(arm="ca-pruned", epochs=13.0),
+            result_row(arm="ca-pruned", ratio=8, epochs=11.0),
+        ]
+        page = build_report([group_of(rows)]).files["index.html"].decode()
+        assert "Epochs of training, a ranking&#x27;s included: CA_Pruned 11 to 13, AECNN 21." in page
+
     def test_a_caption_names_only_lines_and_marks_that_are_drawn(self) -> None:
         alone = [result_row(head_macs=90, full_macs=100)]
         with_codec = [*alone, codec_row(), result_row(ratio=8, head_macs=9, full_macs=100)]
