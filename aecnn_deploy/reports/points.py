@@ -158,7 +158,7 @@ def make_group(backbone: str, runs: Sequence[RunInfo], rows: Sequence[ResultRow]
         notes.append(f"rows were measured on different numbers of test images: {', '.join(map(str, images))}")
     limits = sorted({_of_data(run, "train_limit") for run in runs} - {0})
     if limits:
-        notes.append(f"reduced size: trained on {' or '.join(f'{limit:,}' for limit in limits)} photographs at most")
+        notes.append(f"Reduced size: trained on {' or '.join(f'{limit:,}' for limit in limits)} photographs at most")
     return Group(
         backbone=backbone,
         runs=tuple(runs),

@@ -330,7 +330,7 @@ def _made(given: Given) -> Html:
         ]
         note = (
             "Seconds of wall-clock, all rows added up; what several rows share counts once, except for the training of "
-            "a ranking: it counts with every ratio and number of bits that was pruned by it."
+            "a ranking: it counts with every network that was pruned by it."
         )
         header = ("table", "rows", "training, s", "size", "test images", "device")
         parts.append(table("What each table took", header, body, note=note))
