@@ -153,6 +153,23 @@ class TestPage:
         one = build_report([group_of([result_row(wire_bytes=50.0, split_shape=None, planes=None, entropy_bits=None)])])
         assert sum(name.endswith(".png") for name in one.files) == 3
 
+    def test_how_long_each_arm_was_trained_stands_beside_table_one(self) -> None:
+        rows = [
+            result_row(epochs=21.0),
+            result_row(arm="ca-pruned", epochs=13.0),
+            result_row(arm="ca-pruned", ratio=8, epochs=11.0),
+        ]
+        page = build_report([group_of(rows)]).files["index.html"].decode()
+        assert "Epochs of training, a ranking&#x27;s included: CA_Pruned 11 to 13, AECNN 21." in page
+
+    def test_a_caption_names_only_lines_and_marks_that_are_drawn(self) -> None:
+        alone = [result_row(head_macs=90, full_macs=100)]
+        with_codec = [*alone, codec_row(), result_row(ratio=8, head_macs=9, full_macs=100)]
+        for rows, there in ((alone, False), (with_codec, True)):
+            page = build_report([group_of(rows)]).files["index.html"].decode()
+            assert ("The dotted line" in page) == there
+            assert ("The full line" in page) == there
+
     def test_two_backbones_are_kept_apart(self) -> None:
         groups = [group_of([result_row()]), group_of([result_row()], backbone="efficientnet_lite0")]
         report = build_report(groups)
@@ -226,7 +243,7 @@ class TestCommand:
         self.call(app, str(run), "--out", str(tmp_path / "out"))
         shown = capsys.readouterr().out
         assert "700 B: only ours is so small, 93.00 %" in shown
-        assert "unfinished" in shown
+        assert "1 of 1 runs have no run.json: unfinished" in shown
         assert (tmp_path / "out" / "index.html").is_file()
         self.call(app, str(run), "--out", str(tmp_path / "out"), "--json")
         assert json.loads(capsys.readouterr().out)["kind"] == "aecnn-deploy report"

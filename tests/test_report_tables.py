@@ -133,7 +133,7 @@ class TestPoints:
         (begun / "settings.json").write_text('{"backbone": "resnet50"}')
         (group,) = read_groups([finished, begun])
         assert ([run.finished for run in group.runs], len(group.rows)) == ([True, False], 2)
-        assert "has no run.json yet" in build_report([group]).files["index.html"].decode()
+        assert "unfinished or kept without the networks" in build_report([group]).files["index.html"].decode()
         (begun / "settings.json").write_text("{")
         with pytest.raises(RunFormatError, match="is damaged"):
             read_groups([begun])
@@ -288,6 +288,36 @@ class TestCurves:
         assert verdict(rows[2000]).endswith("with a head of 10 % or less +6.00")
         assert verdict(rows[3000]).startswith("3,000 B: the codecs win by 1.00 points")
 
+    def test_a_margin_within_the_standard_error_of_the_test_images_says_so(self) -> None:
+        images = {"test_images": 1000}
+        rows = [codec_row(accuracy=0.95, **images), result_row(accuracy=0.951, wire_bytes=2500.0, **images)]
+        clear = [codec_row(accuracy=0.85, **images), result_row(accuracy=0.951, wire_bytes=2500.0, **images)]
+        (close, far) = (
+            next(r for r in budget_rows(group_of(some)) if r.budget_bytes == 3000) for some in (rows, clear)
+        )
+        error = np.sqrt((0.95 * 0.05 + 0.951 * 0.049) / 1000)
+        assert close.margin_error == pytest.approx(error)
+        assert (close.wins, close.clear, far.wins, far.clear) == (True, False, True, True)
+        said = f"the split wins by 0.10 points, within one standard error ({100 * error:.2f})"
+        assert verdict(close).startswith(f"3,000 B: {said};")
+        assert "standard error" not in verdict(far)
+        page = build_report([group_of([*rows, unsplit_row(**images)])]).files["index.html"].decode()
+        assert "(0 of them by more than one standard error, or alone)" in page
+        assert "One test image is 0.10 points" in page
+
+    def test_what_the_settings_reduce_or_share_stands_on_the_page(self, tmp_path: Path) -> None:
+        run = write_run(tmp_path / "a", [result_row()], backbone=None)
+        (run / "settings.json").write_text(
+            '{"backbone": "resnet50", "bottlenet_linear": true, "shared_unsplit": true, "data": {"train_limit": 1500}}'
+        )
+        page = build_report(read_groups([run])).files["index.html"].decode()
+        for said in ("without its decoder", "one unsplit network", "trained on 1,500 photographs at most"):
+            assert said in page
+        (run / "settings.json").write_text('{"backbone": "resnet50"}')
+        page = build_report(read_groups([run])).files["index.html"].decode()
+        for said in ("without its decoder", "one unsplit network", "photographs at most"):
+            assert said not in page
+
     def test_local_computing_sends_nothing_and_is_not_on_the_front(self) -> None:
         group = group_of([*self.rows(), unsplit_row(arm="local-int8", accuracy=0.99, head_macs=100, full_macs=100)])
         assert [point.arm for point in front(group.points)] == ["strided"]
@@ -346,6 +376,14 @@ class TestCurves:
         ]
         assert own_seconds(rows) == [60.0, 40.0, 0.0, 7.0, 7.0, 0.0, 0.0]
         assert costs(group_of(rows))[-1].train_s == pytest.approx(114.0)
+
+    def test_fewer_bits_do_not_pay_again_for_the_pruned_network_that_they_begin_from(self) -> None:
+        rows = [
+            result_row(arm="ca-pruned", train_s=60.0),
+            *[result_row(bits=bits, train_s=100.0 + bits) for bits in (8, 6, 4)],
+            result_row(bits=4, seed=1, train_s=50.0),
+        ]
+        assert own_seconds(rows) == [60.0, 48.0, 46.0, 44.0, 50.0]
 
     def test_each_row_is_paid_for_once(self) -> None:
         group = group_of(many_rows())

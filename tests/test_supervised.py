@@ -11,18 +11,24 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import nn
 
 from aecnn_deploy.errors import SourceError, TrainingError
 from aecnn_deploy.models.backbones import backbone_spec, build_backbone
 from aecnn_deploy.models.results import ResultRow, read_ranking, read_rankings, read_results
 from aecnn_deploy.models.run import Run, load_run
 from aecnn_deploy.models.weights import library_keys
+from aecnn_deploy.training import codec_arms
+from aecnn_deploy.training.algorithm1 import validation_accuracy
 from aecnn_deploy.training.dataset import load_labelled, read_split
 from aecnn_deploy.training.evaluation import full_top1, run_split
+from aecnn_deploy.training.frame_codecs import FrameCodec, coded
+from aecnn_deploy.training.images import Images
 from aecnn_deploy.training.progress import SILENT
 from aecnn_deploy.training.settings import Algorithm1Settings
-from aecnn_deploy.training.supervised import Supervised, execute, train_supervised
+from aecnn_deploy.training.supervised import Supervised, _open, execute, train_supervised
 from aecnn_deploy.training.tasks import tasks_of
+from aecnn_deploy.training.workshop import Workshop
 from tests.labelled_runs import copy_run, done_at, settings_of, tree, write_pictures
 
 # Every arm at one split point: 256 channels of 14×14, a thirty-second of them sent.
@@ -249,16 +255,50 @@ class TestEveryArm:
             again = read_ranking(copied, f"rank-{method}-l6-s0")
             assert again.importance == read_ranking(trained.out, again.task).importance
 
-    def test_a_task_ends_the_same_whatever_its_process_has_done_before(self, trained: Trained, copied: Path) -> None:
-        tasks = ("aecnn-l6-v32-u8-s0", "bottlenetpp-l6-v32-u8-s0", "fast-l6-v32-u8-s0", "strided-s-s0")
-        for task in ("rank-se-l6-s0", *tasks):
-            shutil.rmtree(copied / "tasks" / task)
-            torch.manual_seed(5)  # drawn from before, by whatever ran there
-            execute(str(copied.resolve()), task)
-        assert read_ranking(copied, "rank-se-l6-s0") == read_ranking(trained.out, "rank-se-l6-s0")
-        for task in tasks:
-            before, after = (load_file(run / "tasks" / task / "model.safetensors") for run in (trained.out, copied))
-            assert all(torch.equal(before[key], after[key]) for key in before), task
+    @pytest.mark.parametrize(
+        "task", ["unsplit-s0", "bottlenetpp-l6-v32-u8-s0", "aecnn-l6-v32-u8-s0", "fast-l6-v32-u8-s0", "strided-s-s0"]
+    )
+    def test_the_same_seed_trains_the_same_network_whatever_its_process_drew_before(
+        self, trained: Trained, copied: Path, task: str
+    ) -> None:
+        shutil.rmtree(copied / "tasks" / task)
+        _open.cache_clear()  # a worker that is given this task first, not after all that it needs
+        torch.manual_seed(99)
+        execute(str(copied.resolve()), task)
+        expected, again = (load_file(run / "tasks" / task / "model.safetensors") for run in (trained.out, copied))
+        assert all(torch.equal(again[key], expected[key]) for key in expected)
+
+    def test_a_ranking_with_weights_of_its_own_does_not_depend_on_the_tasks_before_it(
+        self, trained: Trained, copied: Path
+    ) -> None:
+        shutil.rmtree(copied / "tasks" / "rank-se-l6-s0")
+        _open.cache_clear()
+        execute(str(copied.resolve()), "rank-se-l6-s0")
+        again = read_ranking(copied, "rank-se-l6-s0")
+        assert again.importance == read_ranking(trained.out, again.task).importance
+
+    def test_a_codec_s_classifier_is_validated_on_coded_frames(
+        self, trained: Trained, copied: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        patient = msgspec.structs.replace(trained.settings.codec, patience=1)
+        settings = msgspec.structs.replace(trained.settings, codec=patient)
+        (copied / "settings.json").write_bytes(msgspec.json.encode(settings))
+        shutil.rmtree(copied / "tasks" / "codec-jpeg-112-s0")
+        seen = []
+
+        def watched(shop: Workshop, model: nn.Module, images: Images | None = None) -> float:
+            seen.append(shop.images("validation") if images is None else images)
+            return validation_accuracy(shop, model, images)
+
+        monkeypatch.setattr(codec_arms, "validation_accuracy", watched)
+        _open.cache_clear()
+        execute(str(copied.resolve()), "codec-jpeg-112-s0")
+        photographs = load_labelled(trained.data, backbone_spec("resnet18").input, cache=None)
+        frames = photographs.frames[read_split(trained.out / "data.json", photographs).validation]
+        for images, quality in zip(seen, (8, 10, 15), strict=True):
+            np.testing.assert_array_equal(images.frames.numpy(), coded(frames, FrameCodec("jpeg", quality, 112))[0])
+        rows = [row for row in read_results(copied) if row.arm == "jpeg"]
+        assert all(row.validation_accuracy is not None for row in rows)
 
 
 class TestALaterCall:

@@ -137,6 +137,7 @@ class TestSettings:
         [
             ("augment = 'none'\nviews = 2", "one view of each image; set views to 0 or 1"),
             ("[[strided]]\nname = 'a'\n[[strided]]\nname = 'a'", "two strided heads are named 'a'"),
+            ("[match]\npatience = 2", "match runs no tail, there is no accuracy to stop by: set its patience to 0"),
             ("[[strided]]\nname = 'A b'", "name"),
             ("[[sweep]]\narms = ['aecn']", "aecn"),
             ("[[sweep]]\nbits = [9]", "bits"),

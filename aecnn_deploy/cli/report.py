@@ -49,13 +49,18 @@ def report(
         print_json(document)
         return
     for item in document["backbones"]:
+        below = len(item["claim_failures"])
         typer.echo(
-            f"{item['backbone']}: {len(item['points'])} points, {len(item['claim_failures'])} claims do not hold"
+            f"{item['backbone']}: {len(item['points'])} points; AECNN is below a rival in {below} "
+            f"comparison{'' if below == 1 else 's'}"
         )
         for line in item["verdicts"]:
             typer.echo(f"  {line}")
-        if not all(run["finished"] for run in item["runs"]):
-            typer.echo("  one of its runs is unfinished")
+        unfinished = sum(not run["finished"] for run in item["runs"])
+        if unfinished:
+            typer.echo(
+                f"  {unfinished} of {len(item['runs'])} runs have no run.json: unfinished, or kept without networks"
+            )
     for line in document.get("offloading", {}).get("findings", []):
         typer.echo(line)
     pictures = sum(name.endswith(".png") for name in document["files"])

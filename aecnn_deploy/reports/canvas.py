@@ -1,12 +1,13 @@
 """What every figure shares: colours, markers, a canvas without a display, the PNG."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from types import MappingProxyType
 from typing import Any
 
 from aecnn_deploy.optional import require
-from aecnn_deploy.reports.points import NAMES
+from aecnn_deploy.reports.points import NAMES, SMALL_SHARE, Point
 
 DPI = 160
 WHY = "drawing a report"
@@ -64,11 +65,14 @@ def png(figure: Any) -> bytes:
     return buffer.getvalue()
 
 
-def explain_marks(axes: Any) -> None:
-    """Legend entries for what a ring and a hollow marker say."""
+def explain_marks(axes: Any, points: Sequence[Point]) -> None:
+    """Legend entries for what a ring and a hollow marker say, where ``points`` have such."""
     look: dict[str, Any] = {"marker": "o", "linestyle": "", "markerfacecolor": "none", "markeredgecolor": "#555555"}
-    axes.plot([], [], label="ring: head of 10 % or less", markersize=10, markeredgewidth=0.7, **look)
-    axes.plot([], [], label="hollow: head above 30 %", markersize=5.5, markeredgewidth=1.1, **look)
+    heads = [point for point in points if point.split is not None]
+    if any(point.head_share <= SMALL_SHARE for point in heads):
+        axes.plot([], [], label="ring: head of 10 % or less", markersize=10, markeredgewidth=0.7, **look)
+    if not all(point.counts for point in heads):
+        axes.plot([], [], label="hollow: head above 30 %", markersize=5.5, markeredgewidth=1.1, **look)
 
 
 def legend(figure: Any, axes: Any) -> None:

@@ -54,9 +54,13 @@ def scope(points: Sequence[Point]) -> Scope | None:
 def own_seconds(rows: Sequence[ResultRow]) -> list[float]:
     """Seconds that each row added, in the rows' order: a row's ``train_s`` counts all that came before it too.
 
-    AECNN begins from CA_Pruned, JPEG features train nothing, and all qualities of a codec and side share one training.
+    AECNN begins from CA_Pruned (of its own bits, or of the next more: it is pruned once for all), JPEG features train
+    nothing, and all qualities of a codec and side share one training.
     """
-    pruned = {_place(row): row.train_s for row in rows if row.arm == "ca-pruned"}
+    pruned: dict[tuple[object, ...], list[ResultRow]] = {}
+    for row in rows:
+        if row.arm == "ca-pruned":
+            pruned.setdefault(_place(row), []).append(row)
     paid: set[tuple[object, ...]] = set()
     seconds = []
     for row in rows:
@@ -65,7 +69,7 @@ def own_seconds(rows: Sequence[ResultRow]) -> list[float]:
         if row.arm == "jpeg-features" or (row.arm in CODECS and shared in paid):
             own = 0.0
         elif row.arm == "aecnn" and not row.ablation:
-            own = max(0.0, own - pruned.get(_place(row), 0.0))
+            own = max(0.0, own - _begun_from(row, pruned.get(_place(row), [])))
         paid.add(shared)
         seconds.append(own)
     return seconds
@@ -96,7 +100,13 @@ def costs(group: Group) -> tuple[Cost, ...]:
 
 
 def _place(row: ResultRow) -> tuple[object, ...]:
-    return (row.split, row.ratio, row.bits, row.seed)
+    return (row.split, row.ratio, row.seed)
+
+
+def _begun_from(row: ResultRow, pruned: Sequence[ResultRow]) -> float:
+    """Seconds of the CA_Pruned network that ``row`` began from."""
+    enough = [item for item in pruned if (item.bits or 0) >= (row.bits or 0)]
+    return min(enough, key=lambda item: item.bits or 0).train_s if enough else 0.0
 
 
 def _is_table_one(split: int | None, bits: int | None) -> Callable[[ResultRow], bool]:

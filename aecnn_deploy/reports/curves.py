@@ -2,9 +2,9 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from math import prod
+from math import hypot, prod
 
-from aecnn_deploy.reports.numbers import best_within, pareto_front
+from aecnn_deploy.reports.numbers import best_within, pareto_front, share_error
 from aecnn_deploy.reports.points import CODECS, OURS, SMALL_SHARE, Group, Point
 
 BUDGETS_BYTES = (300, 400, 500, 700, 1000, 1400, 2000, 3000, 4000, 6000)
@@ -22,6 +22,13 @@ class BudgetRow:
     aecnn: Point | None  # Algorithm 1 as written, heads up to 30 %
     margin: float | None
     margin_small: float | None
+    margin_error: float | None = None  # standard error of ``margin`` by the number of test images, as of two draws
+    margin_small_error: float | None = None
+
+    @property
+    def clear(self) -> bool:
+        """The margin is more than one standard error of the test split, or ours is alone."""
+        return self.wins and (self.margin is None or self.margin > (self.margin_error or 0.0))
 
     @property
     def wins(self) -> bool:
@@ -111,7 +118,8 @@ def budget_rows(group: Group) -> tuple[BudgetRow, ...]:
     for budget in BUDGETS_BYTES:
         codec, best, best_small, aecnn = (best_point(item, budget) for item in (codecs, ours, small, plain))
         margins = (_difference(best, codec), _difference(best_small, codec))
-        rows.append(BudgetRow(budget, codec, best, best_small, aecnn, *margins))
+        errors = (_error(best, codec), _error(best_small, codec))
+        rows.append(BudgetRow(budget, codec, best, best_small, aecnn, *margins, *errors))
     return tuple(rows)
 
 
@@ -128,10 +136,17 @@ def verdict(row: BudgetRow) -> str:
         text = f"the codecs win by {-100 * row.margin:.2f} points"
     else:
         text = "both are equal"
+    text += _by_chance(row.margin, row.margin_error)
     small = f"head of {100 * SMALL_SHARE:.0f} % or less"
     if row.margin_small is None:
         return f"{budget}{text}; no {small} is so small"
-    return f"{budget}{text}; with a {small} {100 * row.margin_small:+.2f}".replace("-", "−")
+    less = f"{100 * row.margin_small:+.2f}".replace("-", "−")
+    return f"{budget}{text}; with a {small} {less}{_by_chance(row.margin_small, row.margin_small_error)}"
+
+
+def _by_chance(margin: float, error: float | None) -> str:
+    """What has to be said of a margin that other test images might turn round."""
+    return f", within one standard error ({100 * error:.2f})" if error and margin and abs(margin) <= error else ""
 
 
 def factor_rows(group: Group, first_shape: tuple[int, int, int] | None) -> tuple[FactorRow, ...]:
@@ -211,6 +226,13 @@ def _title(point: Point) -> str:
 
 def _difference(point: Point | None, other: Point | None) -> float | None:
     return None if point is None or other is None else point.accuracy.mean - other.accuracy.mean
+
+
+def _error(point: Point | None, other: Point | None) -> float | None:
+    """Standard error of a difference in accuracy, as of two sets of images; on the same images it is smaller."""
+    if point is None or other is None:
+        return None
+    return hypot(*(share_error(item.accuracy.mean, item.test_images) for item in (point, other)))
 
 
 def _bytes(points: Sequence[Point]) -> list[float]:

@@ -40,7 +40,7 @@ def rate_accuracy(group: Group, name: str) -> Drawing | None:
     zoom.set_ylim(100 * bottom - 0.8, 100 * top + 0.8)
     zoom.set_title("0.3 to 6 kB")
     hidden = sum(p.accuracy.mean < bottom - 0.008 for p in inside)
-    explain_marks(whole)
+    explain_marks(whole, points)
     legend(figure, whole)
     alt = (
         f"Scatter of {len(points)} points: bytes on the wire on a logarithmic axis against top-1 accuracy. "
@@ -49,10 +49,14 @@ def rate_accuracy(group: Group, name: str) -> Drawing | None:
     )
     caption = (
         "Filled: the head costs 30 % or less of the unsplit network's multiply-adds; with a ring: 10 % or less; "
-        "hollow: more than 30 %, which does not count. The full line is the Pareto front of all that counts, the "
-        "dotted one the best accuracy of JPEG, WebP and AVIF at or below each budget. Bars: standard deviation over "
-        "seeds."
+        "hollow: more than 30 %, which does not count."
     )
+    if front(_counted(group)):
+        caption += " The full line is the Pareto front of all that counts."
+    if front(group.of(*CODECS)):
+        caption += " The dotted line is the best accuracy of JPEG, WebP and AVIF at or below each budget."
+    if any(point.accuracy.sd is not None for point in points):
+        caption += " Bars: standard deviation over seeds."
     if hidden:
         caption += f" The zoom begins at {100 * bottom:.0f} %: {hidden} points lie below it."
     return Drawing(name, png(figure), alt, caption)
@@ -80,7 +84,7 @@ def multiply_adds(group: Group, name: str) -> Drawing | None:
         axes.axvline(100 * share, color="#666666", linewidth=0.8, linestyle=(0, (2, 3)), zorder=1)
     axes.set_xlabel("multiply-adds on the device, % of the unsplit network")
     axes.set_ylabel("top-1, %")
-    explain_marks(axes)
+    explain_marks(axes, points)
     legend(figure, axes)
     words = "; ".join(f"{_percent(p.head_share)} of the work: {_percent(p.accuracy.mean)}, {p.name}" for p in best[-6:])
     return Drawing(
@@ -88,7 +92,9 @@ def multiply_adds(group: Group, name: str) -> Drawing | None:
         png(figure),
         f"Scatter of {len(points)} points: multiply-adds on the device against top-1 accuracy. Front: {words}.",
         "Image codecs cost the device no multiply-adds, the whole network in int8 costs it all of them and sends "
-        "nothing. Vertical lines: 10 % and 30 %. Bytes are not in this figure; the next one has all three axes."
+        "nothing. The codecs stand beside each other at 0 so that each is seen. The line is the Pareto front of all "
+        "points. "
+        "Vertical lines: 10 % and 30 %. Bytes are not in this figure; the next one has all three axes."
         + (f" The figure begins at {100 * bottom:.0f} %: {hidden} points lie below it." if hidden else ""),
     )
 

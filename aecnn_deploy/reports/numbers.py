@@ -27,6 +27,11 @@ def spread(values: Values) -> Spread:
     return Spread(float(array.mean()), float(array.std(ddof=1)) if array.size > 1 else None, int(array.size))
 
 
+def share_error(share: float, images: int) -> float:
+    """Standard error of a share that was counted on ``images`` images: sqrt(p(1 - p) / n); 0 without images."""
+    return float(np.sqrt(max(0.0, share * (1 - share)) / images)) if images > 0 else 0.0
+
+
 def ranks(values: Values) -> Floats:
     """(n,) ranks from 1 for the smallest; equal values share the mean of their ranks."""
     _, inverse, counts = np.unique(np.asarray(values, dtype=np.float64), return_inverse=True, return_counts=True)

@@ -120,6 +120,10 @@ class Group:
         """The points of these arms."""
         return tuple(point for point in self.points if point.arm in arms)
 
+    def says(self, key: str) -> bool:
+        """A setting is true in one of the runs."""
+        return any(run.settings.get(key) is True for run in self.runs)
+
     @property
     def unsplit(self) -> Point | None:
         """The unsplit network: the row without a label, else the first label's."""
@@ -153,6 +157,9 @@ def make_group(backbone: str, runs: Sequence[RunInfo], rows: Sequence[ResultRow]
     images = sorted({row.test_images for row in kept})
     if len(images) > 1:
         notes.append(f"rows were measured on different numbers of test images: {', '.join(map(str, images))}")
+    limits = sorted({_of_data(run, "train_limit") for run in runs} - {0})
+    if limits:
+        notes.append(f"Reduced size: trained on {' or '.join(f'{limit:,}' for limit in limits)} photographs at most")
     return Group(
         backbone=backbone,
         runs=tuple(runs),
@@ -162,6 +169,13 @@ def make_group(backbone: str, runs: Sequence[RunInfo], rows: Sequence[ResultRow]
         ablations=average(row for row in kept if row.ablation),
         notes=tuple(notes),
     )
+
+
+def _of_data(run: RunInfo, key: str) -> int:
+    """A number of the settings' [data]; 0 where there is none."""
+    data = run.settings.get("data")
+    value = data.get(key) if isinstance(data, dict) else None
+    return value if isinstance(value, int) else 0
 
 
 def average(rows: Iterable[ResultRow]) -> tuple[Point, ...]:

@@ -1,5 +1,7 @@
 """Table I on the page."""
 
+from collections.abc import Sequence
+
 from aecnn_deploy.planning.paper import PaperTable
 from aecnn_deploy.reports import page
 from aecnn_deploy.reports.analysis import Given
@@ -18,7 +20,7 @@ from aecnn_deploy.reports.cells import (
 from aecnn_deploy.reports.costs import scope
 from aecnn_deploy.reports.page import Html, bullets, cell, join, paragraph, table
 from aecnn_deploy.reports.points import NAMES
-from aecnn_deploy.reports.tables import TableOne, TableOneRow
+from aecnn_deploy.reports.tables import TABLE_ONE_ARMS, TableOne, TableOneRow
 
 
 def table_one_section(given: Given) -> Html:
@@ -36,6 +38,21 @@ def table_one_section(given: Given) -> Html:
         "The paper's entropy is that of a histogram of float32 values, its bytes are estimated from it. "
         f"In its table, {given.paper.correction}."
     )
+    how = (
+        "Planes are C / V, rounded down. Entropy, bytes and times are AECNN's, where it was not trained CA_Pruned's, "
+        "else BottleNet++'s; times are medians of an image, one thread of the machine that trained."
+    )
+    how += f" Epochs of training, a ranking's included: {_epochs(tables)}."
+    if given.group.says("bottlenet_linear"):
+        how += (
+            " BottleNet++ stands without its decoder's last ReLU (bottlenet_linear): with it, the negative values of "
+            "these split tensors cannot be made again."
+        )
+    if given.group.says("shared_unsplit"):
+        how += (
+            " All seeds of a run begin with one unsplit network (shared_unsplit): the deviation is over ranking, "
+            "pruning and recovery only."
+        )
     if not same:
         intro += f" The paper's network is ResNet-50, here it is {given.group.backbone}: for orientation only."
     below = given.analysis.claim_failures
@@ -52,7 +69,18 @@ def table_one_section(given: Given) -> Html:
         said = paragraph(f"AECNN is at least as good as CA_Pruned and BottleNet++ in all {len(margins)} comparisons.")
     else:
         said = paragraph("Nothing to compare yet: AECNN or both of its rivals are missing.")
-    return join(paragraph(intro), said, *[_one_table(item, given.paper) for item in tables])
+    return join(paragraph(intro), paragraph(how), said, *[_one_table(item, given.paper) for item in tables])
+
+
+def _epochs(tables: Sequence[TableOne]) -> str:
+    """What each arm was trained for: a longer training is part of what AECNN has over CA_Pruned."""
+    found = []
+    for arm in TABLE_ONE_ARMS:
+        epochs = [point.epochs for item in tables for point in item.points if point.arm == arm]
+        if epochs:
+            low, high = min(epochs), max(epochs)
+            found.append(f"{NAMES[arm]} {low:g}" + (f" to {high:g}" if high > low else ""))
+    return ", ".join(found)
 
 
 def _one_table(item: TableOne, paper: PaperTable) -> Html:

@@ -1,5 +1,7 @@
 """The sections of the page: computed rows in, words and tables out."""
 
+from collections.abc import Sequence
+
 from aecnn_deploy.reports import page
 from aecnn_deploy.reports.analysis import Given
 from aecnn_deploy.reports.cells import (
@@ -18,8 +20,9 @@ from aecnn_deploy.reports.cells import (
 )
 from aecnn_deploy.reports.costs import scope
 from aecnn_deploy.reports.curves import BudgetRow, verdict
+from aecnn_deploy.reports.numbers import share_error
 from aecnn_deploy.reports.page import Html, Section, bullets, join, missing, paragraph, picture, table, words
-from aecnn_deploy.reports.points import CODECS, NAMES, OURS, RANKED
+from aecnn_deploy.reports.points import CODECS, NAMES, OURS, RANKED, Point
 from aecnn_deploy.reports.section_table_one import table_one_section
 
 SECTION_NAMES = (
@@ -54,6 +57,12 @@ def summary(given: Given) -> Html:
             f"Unsplit: {accuracy(group.unsplit.accuracy)} % top-1 on {group.unsplit.test_images:,} test images"
             f" (the paper's ResNet-50: {given.paper.unsplit[0]} ± {given.paper.unsplit[1]} %)."
         )
+        images = group.unsplit.test_images
+        lines.append(
+            f"One test image is {100 / images:.2f} points, the standard error of an accuracy "
+            f"{100 * share_error(group.unsplit.accuracy.mean, images):.2f} points at the unsplit network's, "
+            f"{100 * share_error(0.85, images):.2f} at 85 %; deviations over seeds (±) do not contain it."
+        )
     margins = [margin for item in analysis.table_one for row in item.rows for margin in row.margins]
     claims = (("CA_Pruned at the same ratio", "ratio"), ("BottleNet++ at the same bytes", "bytes"))
     for what, at in claims:
@@ -67,14 +76,17 @@ def summary(given: Given) -> Html:
         lines.append(
             "Against the best of JPEG, WebP and AVIF: ours is more accurate, or alone, at "
             f"{sum(row.wins for row in known)} of {len(known)} budgets with a head of 30 % or less of the "
-            f"multiply-adds, at {sum(row.wins_small for row in known)} with 10 % or less."
+            f"multiply-adds ({sum(row.clear for row in known)} of them by more than one standard error, or alone), at "
+            f"{sum(row.wins_small for row in known)} with 10 % or less."
         )
     best = [row for row in analysis.factors if row.factor_sent and row.what == analysis.factors[0].what]
     if best:
         said = ", ".join(f"{row.factor_sent:,.0f}× at {100 * row.loss:g}" for row in best)
         lines.append(f"Compression of the tensor that is sent, by points of accuracy lost: {said}.")
     unfinished = [run.path for run in group.runs if not run.finished]
-    notes = [f"Unfinished: {path} has no run.json yet; what it has measured so far is included." for path in unfinished]
+    notes = [
+        f"Without run.json, unfinished or kept without the networks: {', '.join(unfinished)}; what was measured counts."
+    ] * bool(unfinished)
     return Html(bullets([*lines, *notes, *group.notes], "short") if lines or notes or group.notes else "")
 
 
@@ -142,15 +154,25 @@ def _rate(given: Given) -> Html:
             share(point.head_share),
             size(point.planes) if point.planes else DASH,
             f"{point.train_s:,.0f}",
+            words(", ".join(point.devices)),
         ]
         for point in sorted(shown, key=lambda point: (point.wire_bytes or 0.0, -point.accuracy.mean))
     ]
-    header = ("point", "bytes", "top-1, %", "device multiply-adds, % of unsplit", "planes", "training, s")
+    header = ("point", "bytes", "top-1, %", "device multiply-adds, % of unsplit", "planes", "training, s", "trained on")
     points = table(f"All points {scope(shown) or ''}", header, body)
     return join(
-        paragraph(f"Every arm that was measured {scope(shown) or ''}."),
+        paragraph(f"Every arm that was measured {scope(shown) or ''}.{_names_of_heads(shown)}"),
         picture(given.drawings["rate-accuracy"]),
         Html(f"<details><summary>All {len(body)} points as a table</summary>\n{points}</details>\n"),
+    )
+
+
+def _names_of_heads(points: Sequence[Point]) -> str:
+    if not any(point.arm == "strided" for point in points):
+        return ""
+    return (
+        " A strided head is called, in brackets, as its [[strided]] table in the settings at the end; its V is that of "
+        "the number of values, not of channels."
     )
 
 
@@ -192,8 +214,12 @@ def _budgets(given: Given) -> Html:
     intro = (
         "For each budget of bytes an image, framing included: the most accurate frame of JPEG, WebP or AVIF at any "
         "quality and side, and the most accurate network of ours, both at or below the budget. Both are picked by "
-        "their accuracy on the test split, which flatters both. Differences are in points of top-1."
+        "their accuracy on the test split, which flatters both. Differences are in points of top-1; their standard "
+        "error is that of two accuracies on so many test images each, which for the same images is rather too large."
     )
+    codecs, ours = (scope(given.group.of(*arms)) for arms in (CODECS, OURS))
+    if codecs and ours:
+        intro += f" Training: classifiers on coded frames {codecs}, networks of ours {ours}."
     return join(
         paragraph(intro),
         table(f"Best at or below each budget {scope(points) or ''}", header, body),
@@ -279,8 +305,10 @@ def _speed(given: Given) -> Html:
     points = [point for row in rows for point in (row.plain, row.fast)]
     figure = [picture(given.drawings["speed"])] if "speed" in given.drawings else []
     intro = (
-        "The same networks, trained as the paper writes it and by matching the split tensor first, then distilling "
-        "from the unsplit network. A speed-up is given where both were trained on the same kind of device."
+        "Heads of the same planes, trained as the paper writes it and by matching the split tensor first, then "
+        "distilling from the unsplit network. The faster path ranks by eq. 8 on the unsplit network as it is, and its "
+        "recovery may correct the received channels too. A speed-up is given where both were trained on the same kind "
+        "of device."
     )
     return join(paragraph(intro), table(f"Accuracy and wall-clock {scope(points) or ''}", header, body), *figure)
 
@@ -302,7 +330,7 @@ def _made(given: Given) -> Html:
         ]
         note = (
             "Seconds of wall-clock, all rows added up; what several rows share counts once, except for the training of "
-            "a ranking: it counts with every ratio and number of bits that was pruned by it."
+            "a ranking: it counts with every network that was pruned by it."
         )
         header = ("table", "rows", "training, s", "size", "test images", "device")
         parts.append(table("What each table took", header, body, note=note))
@@ -311,7 +339,7 @@ def _made(given: Given) -> Html:
     seeds = sorted({row.seed for row in group.rows})
     parts.append(paragraph(f"Seeds: {', '.join(map(str, seeds))}.") if seeds else Html(""))
     for run in group.runs:
-        state = "finished" if run.finished else "unfinished: it has no run.json yet"
+        state = "finished" if run.finished else "without run.json: unfinished, or kept without its networks"
         parts.append(paragraph(f"Run {run.path}: {run.results} results, {run.rankings} rankings, {state}."))
         if run.settings:
             parts.append(

@@ -18,9 +18,10 @@ from aecnn_deploy.models.backbones import Backbone
 from aecnn_deploy.models.deploy import FullModel
 from aecnn_deploy.models.rankers import ATTENTIONS, l1_importance, random_importance
 from aecnn_deploy.models.results import Ranking, ResultRow, read_ranking, write_result
-from aecnn_deploy.models.split import SplitDesign, SplitModel, design_id
+from aecnn_deploy.models.split import SplitModel, design_id
 from aecnn_deploy.training.designs import design_of
 from aecnn_deploy.training.fitting import Fitter, Group
+from aecnn_deploy.training.images import Images
 from aecnn_deploy.training.losses import label_loss
 from aecnn_deploy.training.measure import accuracy_of, measure_wire, top1
 from aecnn_deploy.training.settings import FitSettings
@@ -91,7 +92,8 @@ def rank_channels(shop: Workshop, task: Task) -> None:
         run = nn.Sequential(*head[frozen:], attention, tail)
         groups = [Group([head[frozen:], tail]), Group([attention], _NEW)]
         fit_labels(shop, fitter, "attention", net, run, frozen, groups, shop.settings.attention)
-        importance, batches = _importance(shop, net, task.seed)
+        with fitter.timed():
+            importance, batches = _importance(shop, net, task.seed)
     ranking = Ranking(
         task=task.id,
         method=task.method,
@@ -124,8 +126,7 @@ def train_pruned(shop: Workshop, task: Task) -> None:
     """CA_Pruned: prune the head by the ranking and fine-tune the whole through the quantiser."""
     backbone = shop.unsplit(task.seed)
     kept = kept_of(shop, task)
-    design = design_of(shop.settings, task, len(kept))
-    model = to_device(shop, SplitModel(backbone, design, kept))
+    model = new_model(shop, task, backbone, len(kept), kept)
     calibrate(shop, model)
     fitter = shop.fitter(task.id, task.seed)
     frozen = frozen_stages(shop, task.split)
@@ -141,10 +142,8 @@ def train_recovery(shop: Workshop, task: Task) -> None:
     before = shop.folder(f"pruned-ca-l{task.split}-v{task.ratio}-u{task.base_bits}-s{task.seed}")
     backbone = shop.unsplit(task.seed)
     state = before.model_state()
-    design = design_of(shop.settings, task, len(state["kept"]))
-    model = new_network(backbone, design, task.seed, state["kept"])
+    model = new_model(shop, task, backbone, len(state["kept"]), state["kept"])
     take_over(model, state)
-    model = to_device(shop, model)
     fitter = shop.fitter(task.id, task.seed)
     if task.base_bits != task.bits:  # CA_Pruned was fine-tuned once, at more bits
         calibrate(shop, model)
@@ -157,9 +156,7 @@ def train_recovery(shop: Workshop, task: Task) -> None:
 def train_bottlenet(shop: Workshop, task: Task) -> None:
     """BottleNet++: its module with a frozen base, then all jointly; 2^bits levels of the sigmoid's range."""
     backbone = shop.unsplit(task.seed)
-    planes = backbone.split_point(task.split).kept_channels(task.ratio)
-    design = design_of(shop.settings, task, planes)
-    model = to_device(shop, new_network(backbone, design, task.seed))
+    model = new_model(shop, task, backbone, backbone.split_point(task.split).kept_channels(task.ratio))
     with torch.no_grad():  # the sigmoid's range
         model.quantiser.low.zero_()
         model.quantiser.log_step.fill_(float(np.log(1 / model.quantiser.levels)))
@@ -176,9 +173,7 @@ def train_bottlenet(shop: Workshop, task: Task) -> None:
 def measure_late(shop: Workshop, task: Task) -> None:
     """A late split: every channel is sent, quantised; nothing is trained."""
     backbone = shop.unsplit(task.seed)
-    planes = backbone.split_point(task.split).channels
-    design = design_of(shop.settings, task, planes)
-    model = to_device(shop, SplitModel(backbone, design))
+    model = new_model(shop, task, backbone, backbone.split_point(task.split).channels)
     calibrate(shop, model)
     fitter = shop.fitter(task.id, task.seed)
     finish(shop, task, split_row(shop, task, model, "late-split", fitter), model)
@@ -219,9 +214,9 @@ def fit_labels(
 
 
 @torch.no_grad()
-def validation_accuracy(shop: Workshop, model: nn.Module) -> float:
-    """Top-1 on the validation split, through the quantiser where the model has one."""
-    images, views = shop.images("validation"), shop.views()
+def validation_accuracy(shop: Workshop, model: nn.Module, images: Images | None = None) -> float:
+    """Top-1 on the validation split, or on ``images`` made of it; through the quantiser where the model has one."""
+    images, views = shop.images("validation") if images is None else images, shop.views()
     correct = torch.zeros((), device=shop.device)
     for rows in torch.split(torch.arange(len(images), device=shop.device), 64):
         with shop.autocast():
@@ -244,14 +239,13 @@ def take_over(model: SplitModel, state: dict[str, Tensor]) -> None:
     model.load_state_dict(own | taken)
 
 
-def new_network(backbone: Backbone, design: SplitDesign, seed: int, kept: Tensor | None = None) -> SplitModel:
-    """A split network; what begins untrained is drawn with ``seed``, whatever this process has drawn before."""
-    torch.manual_seed(seed)
-    return SplitModel(backbone, design, kept)
+def new_model(shop: Workshop, task: Task, backbone: Backbone, planes: int, kept: Tensor | None = None) -> SplitModel:
+    """The network of ``task``, which sends ``planes`` channels, on the device that trains, channels last.
 
-
-def to_device(shop: Workshop, model: SplitModel) -> SplitModel:
-    """On the device that trains, channels last."""
+    What begins untrained is drawn from the task's seed alone, whatever this process has drawn before.
+    """
+    torch.manual_seed(task.seed)
+    model = SplitModel(backbone, design_of(shop.settings, task, planes), kept)
     return model.to(shop.device).to(memory_format=torch.channels_last)
 
 

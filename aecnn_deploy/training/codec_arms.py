@@ -1,6 +1,7 @@
 """The arms that send an image or nothing: full offloading of coded frames, JPEG-coded planes, the int8 network."""
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -25,7 +26,8 @@ _FEATURE_QUALITIES = (5, 10, 20, 40, 60, 80)
 def train_codec(shop: Workshop, task: Task) -> None:
     """Fine-tune the unsplit network on frames of one codec and side, at all of its qualities; a row for each quality.
 
-    Each epoch takes every training frame at a random quality; the frames of all qualities are coded once.
+    Each epoch takes every training frame at a random quality; the frames of all qualities are coded once. Validation,
+    for early stopping too, is on coded frames of all of them.
     """
     codecs = [FrameCodec(task.method, quality, side) for side, quality in GRID[task.method] if side == task.side]
     model = shop.unsplit(task.seed).to(shop.device).to(memory_format=torch.channels_last)
@@ -33,6 +35,7 @@ def train_codec(shop: Workshop, task: Task) -> None:
     frames = np.ascontiguousarray(shop.frames("train"))
     # They stay on the host: a few qualities of a data set are gigabytes, a batch is megabytes.
     trained = np.stack([coded(frames, codec)[0] for codec in codecs])
+    validating = [_coded_images(shop, "validation", codec)[0] for codec in codecs]
     fitter = shop.fitter(task.id, task.seed)
 
     def loss_of(rows: Tensor, generator: torch.Generator, _progress: float) -> Tensor:
@@ -49,19 +52,17 @@ def train_codec(shop: Workshop, task: Task) -> None:
         shop.settings.codec,
         len(images),
         loss_of,
-        lambda: validation_accuracy(shop, model),
+        lambda: float(np.mean([validation_accuracy(shop, model, seen) for seen in validating])),
     )
     full = FullModel(model.cpu())
-    test = np.ascontiguousarray(shop.frames("test"))
-    labels = shop.images("test").labels
-    for codec in codecs:
-        decoded, sizes = coded(test, codec)
-        seen = Images(torch.from_numpy(decoded).to(shop.device), labels)
+    for codec, validation in zip(codecs, validating, strict=True):
+        seen, sizes = _coded_images(shop, "test", codec)
         row = ResultRow(
             task=f"{task.id}-q{codec.quality}",
             arm=codec.name,
             seed=task.seed,
             accuracy=accuracy_of(top1(full, seen), seen),
+            validation_accuracy=accuracy_of(top1(full, validation), validation),
             test_images=len(seen),
             quality=codec.quality,
             side=codec.side,
@@ -74,6 +75,12 @@ def train_codec(shop: Workshop, task: Task) -> None:
         )
         write_result(shop.run, row)
     shop.folder(task.id).finish(None, {"epochs": fitter.epochs, "train_s": round(fitter.spent_s, 1)})
+
+
+def _coded_images(shop: Workshop, part: str, codec: FrameCodec) -> tuple[Images, npt.NDArray[np.int64]]:
+    """What arrives of the frames of one part of the split, and the bytes of each."""
+    decoded, sizes = coded(np.ascontiguousarray(shop.frames(part)), codec)
+    return Images(torch.from_numpy(decoded).to(shop.device), shop.images(part).labels), sizes
 
 
 def measure_feature_jpeg(shop: Workshop, task: Task) -> None:

@@ -18,12 +18,11 @@ from aecnn_deploy.training.algorithm1 import (
     calibrate,
     finish,
     frozen_stages,
-    new_network,
+    new_model,
     split_row,
-    to_device,
     validation_accuracy,
 )
-from aecnn_deploy.training.designs import design_of, strided_settings
+from aecnn_deploy.training.designs import strided_settings
 from aecnn_deploy.training.fitting import Fitter, Group
 from aecnn_deploy.training.losses import distil_loss, label_loss, match_loss
 from aecnn_deploy.training.settings import FitSettings
@@ -45,10 +44,9 @@ def train_fast(shop: Workshop, task: Task) -> None:
     with fitter.timed():
         bank = shop.bank(frozen_stages(shop, task.split))
         teacher = shop.teacher(task.seed, task.split, bank)
+        importance = channel_importance(teacher.plain()).cpu()
     count = backbone.split_point(task.split).kept_channels(task.ratio)
-    kept = kept_channels(channel_importance(teacher.plain()).cpu(), count)
-    design = design_of(settings, task, count)
-    model = to_device(shop, new_network(backbone, design, task.seed, kept))
+    model = new_model(shop, task, backbone, count, kept_channels(importance, count))
     calibrate(shop, model)
     job = SplitJob(bank, teacher, model, trained=model.head[bank.frozen :], new=None, train_tail=settings.train_tail)
     train_split(shop, fitter, job)
@@ -64,7 +62,7 @@ def train_strided(shop: Workshop, task: Task) -> None:
         whole = min(item.drop, default=item.reuse + 1) - 1  # stages before the first that is left out
         bank = shop.bank(min(shop.settings.freeze, whole), 0 if item.fresh_views else None)
         teacher = shop.teacher(task.seed, item.split, bank)
-    model = to_device(shop, new_network(backbone, design_of(shop.settings, task, item.planes), task.seed))
+    model = new_model(shop, task, backbone, item.planes)
     count = item.reuse - len(item.drop)
     calibrate(shop, model, model.head[count:])
     reused = model.head[bank.frozen : count]

@@ -181,6 +181,8 @@ class Algorithm1Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True
     def __post_init__(self) -> None:
         if self.augment == "none" and self.views > 1:
             raise ValueError('augment = "none" has one view of each image; set views to 0 or 1')
+        if self.match.patience:
+            raise ValueError("match runs no tail, there is no accuracy to stop by: set its patience to 0")
         names = [item.name for item in self.strided]
         for name in names:
             if names.count(name) > 1:

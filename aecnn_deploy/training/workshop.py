@@ -30,7 +30,7 @@ def no_report(_note: str) -> None:
 def library_backbone(settings: Algorithm1Settings) -> Backbone:
     """The backbone with its library's weights; random ones are the same in every process. Raises ModelError."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+        torch.manual_seed(min(seeds_of(settings)))
         return load_backbone(settings.backbone, settings.weights)
 
 
