@@ -222,6 +222,9 @@ class TestFolder:
         (run / "results" / "broken.json").write_text('{"task": ')
         with pytest.raises(RunFormatError, match=r"broken\.json is not a ResultRow"):
             make_report([run], tmp_path / "out")
+        write_run(tmp_path / "better", [result_row(accuracy=7.5)])
+        with pytest.raises(RunFormatError, match=r"Expected `float` <= 1.* - at `\$.accuracy`"):
+            make_report([tmp_path / "better"], tmp_path / "out")
         assert not (tmp_path / "out").exists()
 
 

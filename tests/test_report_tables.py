@@ -214,6 +214,11 @@ class TestTableOne:
         assert "AECNN is 0.30 points below CA_Pruned" in found
         assert found.endswith("± 0.14 over 2 seeds")
 
+    def test_only_rivals_that_were_trained_are_named(self) -> None:
+        rows = [result_row(arm="aecnn", accuracy=0.92), result_row(arm="ca-pruned", accuracy=0.91)]
+        page = build_report([group_of(rows)]).files["index.html"].decode()
+        assert "AECNN is at least as good as CA_Pruned in the one comparison." in page
+
     def test_without_a_common_seed_the_means_are_compared(self) -> None:
         rows = [result_row(arm="aecnn", seed=0, accuracy=0.90), result_row(arm="ca-pruned", seed=1, accuracy=0.91)]
         (found,) = failures(table_one(group_of(rows), paper_table()))

@@ -156,6 +156,16 @@ class TestARun:
         assert "begun with hidden = 8, the settings say 16" in capsys.readouterr().err
         assert tree(finished.out) == before
 
+    @pytest.mark.parametrize(("address", "status"), [("nonsense", 2), ("127.0.0.1:9", 1)])
+    def test_force_does_not_touch_it_before_the_cluster_answers(
+        self, finished: Finished, address: str, status: int, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        pytest.importorskip("ray")
+        before = tree(finished.out)
+        assert aecnn_deploy([*finished.arguments, "--force", "--ray", address]) == status
+        assert address in capsys.readouterr().err
+        assert tree(finished.out) == before
+
     def test_force_replaces_it(self, finished: Finished, tmp_path: Path) -> None:
         out = tmp_path / "run"
         shutil.copytree(finished.out, out)

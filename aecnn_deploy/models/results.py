@@ -10,7 +10,7 @@ import re
 import tempfile
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 
@@ -24,7 +24,7 @@ ARMS = (
     "local-int8",  # the whole network, int8, on the device: nothing is sent
     "aecnn",  # pruned head, feature recovery: Algorithm 1 as written
     "ca-pruned",  # the same without feature recovery
-    "aecnn-fast",  # the same network by the faster path: matching, then distillation
+    "aecnn-fast",  # such a network by the faster path: its own ranking, matching, then distillation
     "strided",  # a purpose-made strided head that feeds feature recovery
     "bottlenetpp",  # BottleNet++ (Shao & Zhang)
     "random",  # CA-Pruned with another ranking of the channels, and so on
@@ -44,14 +44,17 @@ WEBSOCKET_FRAME_BYTES = 8
 FRAMING_BYTES = MESSAGE_HEADER_BYTES + WEBSOCKET_FRAME_BYTES
 
 
+ShareOfOne = Annotated[float, msgspec.Meta(ge=0, le=1)]
+
+
 class ResultRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One measured point. Accuracies are shares (0 to 1) of the test split; bytes are means over its images."""
 
     task: str  # unique within its run
     arm: str  # one of ARMS
     seed: int
-    accuracy: float
-    validation_accuracy: float | None = None
+    accuracy: ShareOfOne
+    validation_accuracy: ShareOfOne | None = None
     test_images: int
     variant: str | None = None  # id of the variant that an export of the run would hold
     split: int | None = None

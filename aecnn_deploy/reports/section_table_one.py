@@ -57,16 +57,18 @@ def table_one_section(given: Given) -> Html:
         intro += f" The paper's network is ResNet-50, here it is {given.group.backbone}: for orientation only."
     below = given.analysis.claim_failures
     margins = [margin for item in tables for row in item.rows for margin in row.margins]
+    rivals = " and ".join(NAMES[arm] for arm in TABLE_ONE_ARMS if any(margin.rival == arm for margin in margins))
     if below:
         said = join(
             Html("<p><strong>Where the claim does not hold.</strong> "),
-            f"AECNN should be at least as good as CA_Pruned and BottleNet++. It is not in {len(below)} of "
-            f"{len(margins)} comparisons, marked ▼ in the tables:",
+            f"AECNN should be at least as good as {rivals}. It is not in {len(below)} of {len(margins)} "
+            "comparisons, marked ▼ in the tables:",
             Html("</p>\n"),
             bullets(below),
         )
     elif margins:
-        said = paragraph(f"AECNN is at least as good as CA_Pruned and BottleNet++ in all {len(margins)} comparisons.")
+        count = f"all {len(margins)} comparisons" if len(margins) > 1 else "the one comparison"
+        said = paragraph(f"AECNN is at least as good as {rivals} in {count}.")
     else:
         said = paragraph("Nothing to compare yet: AECNN or both of its rivals are missing.")
     return join(paragraph(intro), paragraph(how), said, *[_one_table(item, given.paper) for item in tables])

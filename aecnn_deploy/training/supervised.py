@@ -37,6 +37,7 @@ from aecnn_deploy.training.designs import check_designs
 from aecnn_deploy.training.progress import Progress
 from aecnn_deploy.training.settings import Algorithm1Settings, seeds_of
 from aecnn_deploy.training.sweep import SweepOutcome, SweepTask, run_sweep
+from aecnn_deploy.training.sweep_ray import connected
 from aecnn_deploy.training.tasks import Task, tasks_of
 from aecnn_deploy.training.workshop import Workshop, library_backbone, no_report
 
@@ -99,6 +100,7 @@ def train_supervised(
     check_designs(settings, tasks)
     library = library_backbone(settings)
     with ExitStack() as held:
+        held.enter_context(connected(ray_address))
         stands = is_folder(out)
         if stands:  # before anything in it is read or removed
             held.enter_context(sole_writer(out))

@@ -2,7 +2,8 @@
 
 import time
 import uuid
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,26 @@ class RayCrew(Crew):
                 self._ray.cancel(ref, force=True)
         if self._ours:
             self._ray.shutdown()
+
+
+@contextmanager
+def connected(address: str | None) -> Iterator[None]:
+    """As long as this lasts there is a connection to the cluster, also for a ``RayCrew`` of the same address.
+
+    Before anything of an old run goes. ``None``: there is nothing to connect to. Raises as ``RayCrew``.
+    """
+    if address is None:
+        yield
+        return
+    ray: Any = require("ray", why="a sweep on a Ray cluster", extra="scale")
+    ours = not ray.is_initialized()
+    if ours:
+        connect(ray, address, TrainingError)
+    try:
+        yield
+    finally:
+        if ours:
+            ray.shutdown()
 
 
 def check_shared(ray: Any, nodes: list[dict[str, Any]], shared: Path) -> None:
