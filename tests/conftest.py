@@ -20,6 +20,7 @@ LONGEST = (
     "test_arm64",
     "test_serve_ray",
     "test_supervised",
+    "test_frozen_stages",
     "test_train_cli",
     "test_demo",
     "test_int8_bundle",

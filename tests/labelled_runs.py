@@ -2,15 +2,44 @@
 
 import os
 import shutil
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from aecnn_deploy.models.backbones import Backbone, build_backbone
-from aecnn_deploy.training.progress import SilentProgress
+from aecnn_deploy.models.backbones import Backbone, backbone_spec, build_backbone
+from aecnn_deploy.models.results import ResultRow
+from aecnn_deploy.training.dataset import load_labelled, read_split
+from aecnn_deploy.training.progress import SILENT, SilentProgress
 from aecnn_deploy.training.settings import Algorithm1Settings, read_settings
+from aecnn_deploy.training.supervised import Supervised, train_supervised
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A finished run."""
+
+    data: Path
+    out: Path
+    settings: Algorithm1Settings
+    result: Supervised
+
+    def go_on(self, out: Path, settings: Algorithm1Settings, **options: Any) -> Supervised:
+        defaults = {"resume": True, "replace": False, "progress": SILENT}
+        return train_supervised(settings, self.data, out, **(defaults | options))
+
+    def row(self, task: str) -> ResultRow:
+        return next(row for row in self.result.rows if row.task == task)
+
+
+def frames_and_labels(trained: Trained) -> tuple[np.ndarray, np.ndarray]:
+    """Frames and labels of the recorded test split."""
+    photographs = load_labelled(trained.data, backbone_spec("resnet18").input, cache=None)
+    split = read_split(trained.out / "data.json", photographs)
+    return photographs.frames[split.test], photographs.labels[split.test]
 
 
 def settings_of(folder: Path, text: str) -> Algorithm1Settings:

@@ -191,6 +191,39 @@ def test_another_policy_for_the_same_bundle_is_told_that_it_begins(bundles: list
     assert len(advisers.all) == 1
 
 
+def test_each_adviser_begins_one_slot_after_the_other(bundles: list[Bundle]) -> None:
+    async def live() -> tuple[int, int]:
+        def make(bundle: Bundle) -> Adviser:
+            return Adviser(Fixed(0), bundle, ("a", "b"), ControllerSettings(slot_ms=50))
+
+        advisers = Advisers(make, bundles[0])
+        running = asyncio.create_task(advisers.run())
+        await asyncio.sleep(1.0)
+        alone = advisers.present.counts.slots
+        assert await advisers.renew(lambda: bundles[1])
+        await asyncio.sleep(1.0)
+        both = advisers.present.counts.slots - alone
+        running.cancel()
+        return alone, both
+
+    alone, both = asyncio.run(live())
+    assert 5 <= alone <= 23
+    assert 10 <= both <= 48
+
+
+def test_devices_stay_where_the_bundle_before_comes_back(bundles: list[Bundle]) -> None:
+    advisers = Advisers(Source(Fixed(0), Fixed(0), Fixed(1)), bundles[0])
+    first, device = advisers.present, joined(advisers.present, bundles[0])
+    for bundle in (bundles[1], bundles[0]):
+        assert asyncio.run(advisers.renew(lambda bundle=bundle: bundle))
+    assert advisers.present is first
+    assert not first.closed
+    assert advisers.before is not None
+    assert advisers.before.bundle_id == bundles[1].id
+    asyncio.run(first.advise())
+    assert device.mailbox[0].edge == 0
+
+
 def test_the_bundle_before_is_advised_as_long_as_a_device_has_it_and_a_minute_more(bundles: list[Bundle]) -> None:
     async def live() -> None:
         source = Source(Fixed(0), Fixed(0))

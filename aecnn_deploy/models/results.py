@@ -123,6 +123,11 @@ def write_atomically(path: Path, content: bytes) -> None:
         raise TrainingError(f"cannot write {path}: {exc.strerror}; {remedy} and go on with --resume") from None
 
 
+def is_litter(name: str) -> bool:
+    """A file that nobody wants: what a killed process of ours, a Mac or a network file system has left."""
+    return bool(_PARTIAL.fullmatch(name)) or name == ".DS_Store" or name.startswith((".shared-", ".nfs"))
+
+
 def remove_partial(run: Path) -> None:
     """Remove what ``write_atomically`` had begun below ``run`` when its process was killed."""
     for path in run.rglob(".*.????????"):

@@ -25,7 +25,7 @@ from aecnn_deploy.errors import RunFormatError, TrainingError
 from aecnn_deploy.models.backbones import Backbone, build_backbone
 from aecnn_deploy.models.deploy import DeviceHead, EdgeTail, FullModel
 from aecnn_deploy.models.macs import count_macs
-from aecnn_deploy.models.results import write_atomically, write_json
+from aecnn_deploy.models.results import is_litter, write_atomically, write_json
 from aecnn_deploy.models.split import Kernel, Kind, SplitDesign, SplitModel, design_id
 from aecnn_deploy.models.stepped import FusedHead
 from aecnn_deploy.optional import require
@@ -233,7 +233,7 @@ def check_run_target(out: Path, *, replace: bool) -> None:
         raise TrainingError(f"{out} exists and holds no run: not replaced; choose another --out")
     if not replace:
         raise TrainingError(f"{out} exists; choose another --out, or add --force to replace it")
-    foreign = [name for name in held if name not in _RUN_ENTRIES and not name.startswith(".")]
+    foreign = [name for name in held if name not in _RUN_ENTRIES and not is_litter(name)]
     if foreign:
         more = f" and {len(foreign) - 1} more" if len(foreign) > 1 else ""
         raise TrainingError(

@@ -2,9 +2,9 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from math import hypot, prod
+from math import prod
 
-from aecnn_deploy.reports.numbers import best_within, pareto_front, share_error
+from aecnn_deploy.reports.numbers import best_within, difference_error, pareto_front
 from aecnn_deploy.reports.points import CODECS, OURS, SMALL_SHARE, Group, Point
 
 BUDGETS_BYTES = (300, 400, 500, 700, 1000, 1400, 2000, 3000, 4000, 6000)
@@ -229,10 +229,11 @@ def _difference(point: Point | None, other: Point | None) -> float | None:
 
 
 def _error(point: Point | None, other: Point | None) -> float | None:
-    """Standard error of a difference in accuracy, as of two sets of images; on the same images it is smaller."""
+    """Standard error of a difference in accuracy, in the test images."""
     if point is None or other is None:
         return None
-    return hypot(*(share_error(item.accuracy.mean, item.test_images) for item in (point, other)))
+    images = min(point.test_images, other.test_images)
+    return difference_error(point.accuracy.mean, other.accuracy.mean, images)
 
 
 def _bytes(points: Sequence[Point]) -> list[float]:

@@ -32,6 +32,11 @@ def share_error(share: float, images: int) -> float:
     return float(np.sqrt(max(0.0, share * (1 - share)) / images)) if images > 0 else 0.0
 
 
+def difference_error(first: float, second: float, images: int) -> float:
+    """Standard error of the difference of two shares of ``images`` images each; of the same images it is smaller."""
+    return float(np.hypot(share_error(first, images), share_error(second, images)))
+
+
 def ranks(values: Values) -> Floats:
     """(n,) ranks from 1 for the smallest; equal values share the mean of their ranks."""
     _, inverse, counts = np.unique(np.asarray(values, dtype=np.float64), return_inverse=True, return_counts=True)

@@ -3,12 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from math import sqrt
 
 from aecnn_deploy.errors import RunFormatError
 from aecnn_deploy.models.results import Ranking
 from aecnn_deploy.planning.paper import PaperRow, PaperTable
-from aecnn_deploy.reports.numbers import interpolate, spearman, spread
+from aecnn_deploy.reports.numbers import difference_error, interpolate, spearman, spread
 from aecnn_deploy.reports.points import NAMES, RANKED, Group, Point
 
 TABLE_ONE_ARMS = ("bottlenetpp", "ca-pruned", "aecnn")
@@ -32,9 +31,8 @@ class Margin:
 
     @property
     def image_error(self) -> float:
-        """Standard error of the difference if each had test images of its own: binomial. They share them: a bound."""
-        shares = sum(share * (1 - share) for share in self.accuracies)
-        return sqrt(shares / self.test_images) if self.test_images else 0.0
+        """Standard error of the difference if each had test images of its own."""
+        return difference_error(*self.accuracies, self.test_images)
 
     @property
     def holds(self) -> bool:

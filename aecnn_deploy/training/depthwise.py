@@ -1,10 +1,10 @@
 """Gradients of depthwise convolutions in bfloat16 on a CPU, by the kernels that are fast there.
 
 oneDNN, which torch calls, has no fast bfloat16 kernel for two of these gradients: that of the weights where the kernel
-is larger than 3×3, and that of the input where the stride is greater than 1. Either takes about ten
-times as long as it need, and together they were nearly half of a training step of EfficientNet-Lite0
-(benchmarks/training_speed.py). Both have an equal in what is fast: the weights' gradient of a k×k kernel is put
-together from 3×3 ones on shifted inputs, and the strided input's is computed in float32.
+is larger than 3×3, and that of the input where the stride is greater than 1. Either takes about ten times as long as it
+need, and together they were nearly half of a training step of EfficientNet-Lite0 (benchmarks/training_speed.py). Both
+have an equal in what is fast: the weights' gradient of a k×k kernel is put together from 3×3 ones on shifted inputs,
+and the strided input's is computed in float32.
 """
 
 from collections.abc import Callable

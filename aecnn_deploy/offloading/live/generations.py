@@ -50,15 +50,20 @@ class Advisers:
             except AecnnError as exc:
                 logger.error("the controller still advises by bundle %s: %s", self.present.bundle_id[:12], exc)
                 return False
-            present = self.present
+            present, before = self.present, self.before
             if fresh.bundle_id == present.bundle_id:
                 present.take(fresh.policy)
                 fresh.close()
                 logger.info("the policy %s is read again, for bundle %s", fresh.policy.name, fresh.bundle_id[:12])
                 return True
-            fresh.follow(present)
-            if self.before is not None:
-                self.before.close()
+            if before is not None and fresh.bundle_id == before.bundle_id:  # back again: its devices stay
+                before.take(fresh.policy)
+                fresh.close()
+                fresh = before
+            else:
+                fresh.follow(present)
+                if before is not None:
+                    before.close()
             self.present, self.before = fresh, present
             self._unused_since_s = fresh.clock()
             logger.info(
@@ -82,7 +87,8 @@ class Advisers:
             while True:
                 self._retire()
                 for adviser in self.all:
-                    running.setdefault(adviser, asyncio.create_task(adviser.run()))
+                    if adviser not in running:
+                        running[adviser] = asyncio.create_task(adviser.run())
                 for adviser in [one for one in running if one not in self.all]:
                     running.pop(adviser).cancel()
                 done, _ = await asyncio.wait(running.values(), timeout=_LOOK_S)
