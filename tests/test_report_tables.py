@@ -15,7 +15,14 @@ from aecnn_deploy.planning.paper import paper_table
 from aecnn_deploy.reports.canvas import STYLES
 from aecnn_deploy.reports.costs import costs, own_seconds, scope
 from aecnn_deploy.reports.curves import ablation_tables, budget_rows, factor_rows, front, speed_rows, verdict
-from aecnn_deploy.reports.numbers import best_within, interpolate, pareto_front, ranks, spearman, spread
+from aecnn_deploy.reports.numbers import (
+    best_within,
+    interpolate,
+    pareto_front,
+    ranks,
+    spearman,
+    spread,
+)
 from aecnn_deploy.reports.points import NAMES, Group, make_group, read_groups
 from aecnn_deploy.reports.report import build_report
 from aecnn_deploy.reports.tables import failures, method_agreement, other_rankings, paper_splits, stability, table_one

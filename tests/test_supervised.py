@@ -13,7 +13,7 @@ from torch import nn
 
 from aecnn_deploy.errors import SourceError, TrainingError
 from aecnn_deploy.models.backbones import backbone_spec, build_backbone
-from aecnn_deploy.models.results import read_ranking, read_rankings, read_results
+from aecnn_deploy.models.results import read_ranking, read_rankings, read_results, unpack_correct
 from aecnn_deploy.models.run import Run, load_run
 from aecnn_deploy.training import codec_arms
 from aecnn_deploy.training.algorithm1 import validation_accuracy
@@ -114,6 +114,12 @@ class TestEveryArm:
         assert {row.task: row.arm for row in trained.result.rows} == ROWS
         assert trained.result.rows == read_results(trained.out)
         assert all(row.test_images == 4 and 0 <= row.accuracy <= 1 for row in trained.result.rows)
+
+    def test_every_row_keeps_which_test_images_were_classified_correctly(self, trained: Trained) -> None:
+        assert len({row.test_set for row in trained.result.rows}) == 1
+        for row in trained.result.rows:
+            assert row.correct is not None
+            assert unpack_correct(row.correct, 4).mean() == row.accuracy
 
     def test_wire_bytes_are_the_payload_and_44_of_framing(self, trained: Trained) -> None:
         for row in trained.result.rows:

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import msgspec
+import numpy as np
+import numpy.typing as npt
 
 from aecnn_deploy.errors import RunFormatError, TrainingError
 
@@ -56,6 +58,8 @@ class ResultRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     accuracy: ShareOfOne
     validation_accuracy: ShareOfOne | None = None
     test_images: int
+    test_set: str | None = None  # names the test photographs and their order: rows of equal ones compare image by image
+    correct: str | None = None  # by test image, as ``pack_correct`` writes it
     variant: str | None = None  # id of the variant that an export of the run would hold
     split: int | None = None
     split_shape: tuple[int, int, int] | None = None  # C, H, W of the unsplit network's tensor
@@ -88,6 +92,19 @@ class Ranking(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     importance: tuple[float, ...]
     batches: tuple[tuple[float, ...], ...] = ()
     batch_images: int = 0
+
+
+def pack_correct(correct: npt.NDArray[np.bool_]) -> str:
+    """Which test images were classified correctly, bool (N,): hexadecimal, the first image in the highest bit."""
+    return np.packbits(correct).tobytes().hex()
+
+
+def unpack_correct(text: str, images: int) -> npt.NDArray[np.bool_]:
+    """What ``pack_correct`` was given for ``images``: bool (N,). Raises ValueError: it is not of so many."""
+    bits = np.unpackbits(np.frombuffer(bytes.fromhex(text), np.uint8))
+    if len(bits) != -(-images // 8) * 8:
+        raise ValueError(f"{len(bits)} bits are not those of {images} images")
+    return bits[:images].astype(np.bool_)
 
 
 def write_result(run: Path, item: ResultRow | Ranking) -> None:

@@ -4,8 +4,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import prod
 
-from aecnn_deploy.reports.numbers import best_within, difference_error, pareto_front
-from aecnn_deploy.reports.points import CODECS, OURS, SMALL_SHARE, Group, Point
+from aecnn_deploy.reports.numbers import best_within, pareto_front
+from aecnn_deploy.reports.points import CODECS, OURS, SMALL_SHARE, Group, Point, error_of_difference
 
 BUDGETS_BYTES = (300, 400, 500, 700, 1000, 1400, 2000, 3000, 4000, 6000)
 LOSSES = (0.005, 0.01, 0.02, 0.04)
@@ -22,7 +22,7 @@ class BudgetRow:
     aecnn: Point | None  # Algorithm 1 as written, heads up to 30 %
     margin: float | None
     margin_small: float | None
-    margin_error: float | None = None  # standard error of ``margin`` by the number of test images, as of two draws
+    margin_error: float | None = None  # standard error of ``margin`` by the test images: ``error_of_difference``
     margin_small_error: float | None = None
 
     @property
@@ -230,10 +230,7 @@ def _difference(point: Point | None, other: Point | None) -> float | None:
 
 def _error(point: Point | None, other: Point | None) -> float | None:
     """Standard error of a difference in accuracy, in the test images."""
-    if point is None or other is None:
-        return None
-    images = min(point.test_images, other.test_images)
-    return difference_error(point.accuracy.mean, other.accuracy.mean, images)
+    return None if point is None or other is None else error_of_difference(point, other)
 
 
 def _bytes(points: Sequence[Point]) -> list[float]:

@@ -37,6 +37,12 @@ def difference_error(first: float, second: float, images: int) -> float:
     return float(np.hypot(share_error(first, images), share_error(second, images)))
 
 
+def paired_error(first: Floats, second: Floats) -> float:
+    """Standard error of the mean of ``first`` less ``second``, (n,) of the same images; 0 for fewer than two."""
+    difference = first - second
+    return float(difference.std(ddof=1) / np.sqrt(difference.size)) if difference.size > 1 else 0.0
+
+
 def ranks(values: Values) -> Floats:
     """(n,) ranks from 1 for the smallest; equal values share the mean of their ranks."""
     _, inverse, counts = np.unique(np.asarray(values, dtype=np.float64), return_inverse=True, return_counts=True)

@@ -1,6 +1,6 @@
 """What the runs hold, merged: rows that differ in nothing but the seed become one point."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -8,10 +8,11 @@ from types import MappingProxyType
 from typing import Any
 
 import msgspec
+import numpy as np
 
 from aecnn_deploy.errors import RunFormatError
-from aecnn_deploy.models.results import Ranking, ResultRow, read_rankings, read_results
-from aecnn_deploy.reports.numbers import Spread, spread
+from aecnn_deploy.models.results import Ranking, ResultRow, read_rankings, read_results, unpack_correct
+from aecnn_deploy.reports.numbers import Floats, Spread, difference_error, paired_error, spread
 
 UNKNOWN_BACKBONE = "unknown"
 CODECS = ("jpeg", "webp", "avif")
@@ -73,6 +74,14 @@ class Point:
     accuracies: tuple[float, ...]  # by seed, in their order
     test_images: int
     devices: tuple[str, ...]
+    test_set: str | None = None  # which test photographs; None: its rows do not say, or were measured on several
+    correct: tuple[str | None, ...] = ()  # by seed: which test images were classified correctly, as in the rows
+
+    def image_by_image(self, seeds: Collection[int]) -> Floats | None:
+        """(N,) the share of ``seeds`` that name each test image right; None: not all of their rows keep it."""
+        kept = [correct for seed, correct in zip(self.seeds, self.correct, strict=False) if seed in seeds]
+        known = [unpack_correct(correct, self.test_images) for correct in kept if correct is not None]
+        return np.mean(known, axis=0, dtype=np.float64) if known and len(known) == len(kept) else None
 
     @property
     def name(self) -> str:
@@ -228,7 +237,38 @@ def _point(rows: tuple[ResultRow, ...]) -> Point:
         accuracies=tuple(row.accuracy for row in rows),
         test_images=first.test_images,
         devices=tuple(sorted({row.device for row in rows})),
+        test_set=first.test_set if len({row.test_set for row in rows}) == 1 else None,
+        correct=tuple(_checked(row) for row in rows),
     )
+
+
+def _checked(row: ResultRow) -> str | None:
+    if row.correct is None:
+        return None
+    try:
+        images = unpack_correct(row.correct, row.test_images)
+    except ValueError:
+        images = None
+    if images is None or round(row.accuracy * row.test_images) != images.sum():
+        raise RunFormatError(
+            f"the row {row.task} says that {row.accuracy:.4g} of {row.test_images} test images are right, image by "
+            "image it says something else; train this task again, or leave its run out"
+        )
+    return row.correct
+
+
+def error_of_difference(point: Point, other: Point, seeds: Collection[int] | None = None) -> float:
+    """Standard error of the difference of two accuracies, by the test images.
+
+    Image by image where the rows of both keep it for the same photographs, else as of two draws of so many images.
+    ``seeds``: of these alone; None: of all.
+    """
+    if point.test_set is not None and point.test_set == other.test_set:
+        own, theirs = (item.image_by_image(item.seeds if seeds is None else seeds) for item in (point, other))
+        if own is not None and theirs is not None:
+            return paired_error(own, theirs)
+    images = min(point.test_images, other.test_images)
+    return difference_error(point.accuracy.mean, other.accuracy.mean, images)
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

@@ -215,7 +215,8 @@ def _budgets(given: Given) -> Html:
         "For each budget of bytes an image, framing included: the most accurate frame of JPEG, WebP or AVIF at any "
         "quality and side, and the most accurate network of ours, both at or below the budget. Both are picked by "
         "their accuracy on the test split, which flatters both. Differences are in points of top-1; their standard "
-        "error is that of two accuracies on so many test images each, which for the same images is rather too large."
+        "error is taken photograph by photograph where both rows keep which were named right, else as of two "
+        "accuracies on so many photographs each, which is rather too large."
     )
     codecs, ours = (scope(given.group.of(*arms)) for arms in (CODECS, OURS))
     if codecs and ours:

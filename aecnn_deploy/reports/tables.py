@@ -8,7 +8,7 @@ from aecnn_deploy.errors import RunFormatError
 from aecnn_deploy.models.results import Ranking
 from aecnn_deploy.planning.paper import PaperRow, PaperTable
 from aecnn_deploy.reports.numbers import difference_error, interpolate, spearman, spread
-from aecnn_deploy.reports.points import NAMES, RANKED, Group, Point
+from aecnn_deploy.reports.points import NAMES, RANKED, Group, Point, error_of_difference
 
 TABLE_ONE_ARMS = ("bottlenetpp", "ca-pruned", "aecnn")
 
@@ -18,7 +18,8 @@ class Margin:
     """AECNN's accuracy less a rival's, as a share: the mean over the ``seeds`` that both have, seed by seed.
 
     Without a seed in common, and for a rival that is read off its curve, the means are compared (``seeds`` is 0).
-    ``spread``: the standard deviation of the differences; None for fewer than two seeds.
+    ``spread``: the standard deviation of the differences; None for fewer than two seeds. ``image_error``: the standard
+    error by the test images, ``error_of_difference``.
     """
 
     rival: str
@@ -26,13 +27,8 @@ class Margin:
     difference: float
     seeds: int
     spread: float | None
-    accuracies: tuple[float, float]
+    image_error: float
     test_images: int
-
-    @property
-    def image_error(self) -> float:
-        """Standard error of the difference if each had test images of its own."""
-        return difference_error(*self.accuracies, self.test_images)
 
     @property
     def holds(self) -> bool:
@@ -147,8 +143,8 @@ def _table_one_row(points: Sequence[Point], ratio: int, paper: PaperRow | None) 
         margins += [_margin(aecnn, same, "channels")] if same else []
         if equal_bytes is not None:
             difference = aecnn.accuracy.mean - equal_bytes
-            both = (aecnn.accuracy.mean, equal_bytes)
-            margins.append(Margin("bottlenetpp", "bytes", difference, 0, None, both, aecnn.test_images))
+            error = difference_error(aecnn.accuracy.mean, equal_bytes, aecnn.test_images)
+            margins.append(Margin("bottlenetpp", "bytes", difference, 0, None, error, aecnn.test_images))
     return TableOneRow(ratio, bottlenetpp, ca_pruned, aecnn, equal_bytes, tuple(margins), paper)
 
 
@@ -174,11 +170,12 @@ def _same_channels(curve: Sequence[Point], point: Point) -> Point | None:
 
 def _margin(aecnn: Point, rival: Point, at: str) -> Margin:
     own, other = (dict(zip(point.seeds, point.accuracies, strict=True)) for point in (aecnn, rival))
-    differences = [accuracy - other[seed] for seed, accuracy in own.items() if seed in other]
+    shared = [seed for seed in own if seed in other]
+    differences = [own[seed] - other[seed] for seed in shared]
     found = spread(differences or [aecnn.accuracy.mean - rival.accuracy.mean])
-    both = (aecnn.accuracy.mean, rival.accuracy.mean)
+    error = error_of_difference(aecnn, rival, shared or None)
     images = min(aecnn.test_images, rival.test_images)
-    return Margin(rival.arm, at, found.mean, len(differences), found.sd, both, images)
+    return Margin(rival.arm, at, found.mean, len(differences), found.sd, error, images)
 
 
 def failures(tables: Sequence[TableOne]) -> list[str]:

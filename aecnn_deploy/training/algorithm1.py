@@ -17,13 +17,13 @@ from aecnn_deploy.models.attention import channel_importance, kept_channels
 from aecnn_deploy.models.backbones import Backbone
 from aecnn_deploy.models.deploy import FullModel
 from aecnn_deploy.models.rankers import ATTENTIONS, l1_importance, random_importance
-from aecnn_deploy.models.results import Ranking, ResultRow, read_ranking, write_result
+from aecnn_deploy.models.results import Ranking, ResultRow, pack_correct, read_ranking, write_result
 from aecnn_deploy.models.split import SplitModel, design_id
 from aecnn_deploy.training.designs import design_of
 from aecnn_deploy.training.fitting import Fitter, Group
 from aecnn_deploy.training.images import Images
 from aecnn_deploy.training.losses import label_loss
-from aecnn_deploy.training.measure import accuracy_of, measure_wire, top1
+from aecnn_deploy.training.measure import accuracy_of, correct_of, measure_wire, top1
 from aecnn_deploy.training.settings import FitSettings
 from aecnn_deploy.training.tasks import Task
 from aecnn_deploy.training.workshop import Workshop
@@ -57,13 +57,16 @@ def measure_unsplit(shop: Workshop, task: Task) -> None:
 def _unsplit_row(shop: Workshop, task: Task, backbone: Backbone, epochs: int, train_s: float) -> ResultRow:
     images = shop.images("test")
     full = FullModel(backbone.cpu())
+    correct = correct_of(top1(full, images), images)
     return ResultRow(
         task=task.id,
         arm="unsplit",
         seed=task.seed,
-        accuracy=accuracy_of(top1(full, images), images),
+        accuracy=float(correct.mean()),
         validation_accuracy=accuracy_of(top1(full, shop.images("validation")), shop.images("validation")),
         test_images=len(images),
+        test_set=shop.test_set(),
+        correct=pack_correct(correct),
         head_macs=shop.full_macs(),
         full_macs=shop.full_macs(),
         epochs=epochs,
@@ -280,6 +283,8 @@ def split_row(
         accuracy=wire.accuracy,
         validation_accuracy=validation.accuracy,
         test_images=len(wire.correct),
+        test_set=shop.test_set(),
+        correct=pack_correct(wire.correct),
         variant=_variant(shop, task, model, ratio),
         split=model.split,
         split_shape=(point.channels, point.height, point.width),

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from aecnn_deploy.codec.feature_jpeg import decode_planes, encode_planes
 from aecnn_deploy.models.deploy import FullModel
-from aecnn_deploy.models.results import FRAMING_BYTES, ResultRow, write_result
+from aecnn_deploy.models.results import FRAMING_BYTES, ResultRow, pack_correct, write_result
 from aecnn_deploy.models.split import SplitModel
 from aecnn_deploy.training.algorithm1 import device_name, validation_accuracy
 from aecnn_deploy.training.designs import design_of
@@ -15,7 +15,7 @@ from aecnn_deploy.training.fitting import Group
 from aecnn_deploy.training.frame_codecs import GRID, FrameCodec, coded
 from aecnn_deploy.training.images import Images
 from aecnn_deploy.training.losses import label_loss
-from aecnn_deploy.training.measure import accuracy_of, classify_planes, sent_planes, top1
+from aecnn_deploy.training.measure import accuracy_of, classify_planes, correct_of, sent_planes, top1
 from aecnn_deploy.training.tasks import Task
 from aecnn_deploy.training.workshop import Workshop
 
@@ -57,13 +57,16 @@ def train_codec(shop: Workshop, task: Task) -> None:
     full = FullModel(model.cpu())
     for codec, validation in zip(codecs, validating, strict=True):
         seen, sizes = _coded_images(shop, "test", codec)
+        correct = correct_of(top1(full, seen), seen)
         row = ResultRow(
             task=f"{task.id}-q{codec.quality}",
             arm=codec.name,
             seed=task.seed,
-            accuracy=accuracy_of(top1(full, seen), seen),
+            accuracy=float(correct.mean()),
             validation_accuracy=accuracy_of(top1(full, validation), validation),
             test_images=len(seen),
+            test_set=shop.test_set(),
+            correct=pack_correct(correct),
             quality=codec.quality,
             side=codec.side,
             payload_bytes=float(sizes.mean()),
@@ -97,12 +100,15 @@ def measure_feature_jpeg(shop: Workshop, task: Task) -> None:
         contents = [encode_planes(item, task.bits, quality) for item in planes]
         decoded = np.stack([decode_planes(content, model.planes_shape, task.bits) for content in contents])
         mean_bytes = float(np.mean([len(content) for content in contents]))
+        correct = correct_of(classify_planes(model, decoded, shop.device), images)
         row = ResultRow(
             task=f"{task.id}-q{quality}",
             arm="jpeg-features",
             seed=task.seed,
-            accuracy=accuracy_of(classify_planes(model, decoded, shop.device), images),
+            accuracy=float(correct.mean()),
             test_images=len(images),
+            test_set=shop.test_set(),
+            correct=pack_correct(correct),
             split=task.split,
             split_shape=(point.channels, point.height, point.width),
             ratio=task.ratio,
@@ -144,13 +150,15 @@ def measure_local_int8(shop: Workshop, task: Task) -> None:
     step = max(1, len(frames) // _CALIBRATION_IMAGES)
     int8_model(full, np.ascontiguousarray(frames[::step][:_CALIBRATION_IMAGES]), quantised)
     images = shop.images("test")
-    classes = int8_top1(quantised, np.ascontiguousarray(shop.frames("test")))
+    correct = correct_of(int8_top1(quantised, np.ascontiguousarray(shop.frames("test"))), images)
     row = ResultRow(
         task=task.id,
         arm="local-int8",
         seed=task.seed,
-        accuracy=accuracy_of(classes, images),
+        accuracy=float(correct.mean()),
         test_images=len(images),
+        test_set=shop.test_set(),
+        correct=pack_correct(correct),
         bits=8,
         head_macs=shop.full_macs(),
         full_macs=shop.full_macs(),

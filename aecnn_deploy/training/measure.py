@@ -78,7 +78,7 @@ def measure_wire(model: SplitModel, spec: InputSpec, images: Images) -> WireMeas
     assert np.array_equal(decoded, planes)
     classes = classify_planes(model, decoded, images.frames.device)
     return WireMeasure(
-        classes == images.labels.cpu().numpy(),
+        correct_of(classes, images),
         np.array(sizes, np.int64),
         entropy_bits(planes),
         float(np.median(encode_s) * 1e3),
@@ -114,7 +114,12 @@ def _exact() -> AbstractContextManager[None]:
     return flags
 
 
+def correct_of(classes: npt.NDArray[np.int64], images: Images) -> npt.NDArray[np.bool_]:
+    """Which of ``classes`` are the labels: bool (N,)."""
+    labels: Tensor = images.labels
+    return np.asarray(classes == labels.cpu().numpy())
+
+
 def accuracy_of(classes: npt.NDArray[np.int64], images: Images) -> float:
     """Share of ``classes`` that are the labels."""
-    labels: Tensor = images.labels
-    return float((classes == labels.cpu().numpy()).mean())
+    return float(correct_of(classes, images).mean())

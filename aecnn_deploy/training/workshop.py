@@ -1,6 +1,7 @@
 """What the tasks of one run share in a process: settings, data, the split, networks, teachers."""
 
 import copy
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -59,6 +60,11 @@ class Workshop:
         """Frames of "train", "validation" or "test": uint8 (n, H, W, 3)."""
         chosen: Frames = self.photographs.frames[getattr(self.split, part)]
         return chosen
+
+    def test_set(self) -> str:
+        """Names the test photographs and their order; runs of equal ones are compared image by image."""
+        names = "\n".join(self.photographs.files[index] for index in self.split.test)
+        return hashlib.sha256(names.encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
     def images(self, part: str) -> Images:
         """The same with labels, on the device that trains; kept."""
