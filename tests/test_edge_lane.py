@@ -138,7 +138,7 @@ def test_every_request_has_one_outcome_whatever_fails_leaves_or_is_evicted(seed:
         if lane.state is LaneState.UNLOADED:
             await lane.start()
         await asyncio.gather(*tasks)
-        # One that was cancelled last waits until it is taken; one that the helper answered is still in its thread's hands.
+        # One that was cancelled last waits until it is taken; one that the helper answered is still in its hands.
         end_s = time.monotonic() + 10
         while lane.busy and time.monotonic() < end_s:
             await asyncio.sleep(0.001)
